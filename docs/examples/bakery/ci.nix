@@ -63,19 +63,19 @@ in
   herculesCI = { ... }: {
     onPush.default.outputs = {
       inherit flours breads;
-  
+
       menu = builtins.mapAttrs (day: name: sh "menu-${day}" { bread = breads.${name}; } ''
         echo "on the menu: ${name}"
         show $bread > $out
       '') menu;
-  
+
       # May fail: the oven is known to be moody.
       "soufflé" = sh "souffle" { inherit (flours) wheat; } ''
         echo "the soufflé rises …"
         echo "… and falls" >&2
         exit 1
       '' // { ignoreFailure = true; };
-  
+
       tests = {
         shelf = sh "test-shelf" breads ''
           for loaf in $baguette $country $black; do
@@ -84,7 +84,7 @@ in
           done
           echo ok > $out
         '';
-  
+
         # Must fail: if burnt bread ever passes inspection, the inspection is broken.
         inspection = sh "test-inspection" { } ''
           echo "inspecting burnt bread"
@@ -92,7 +92,7 @@ in
           exit 1
         '' // { requireFailure = true; };
       };
-  
+
       # A shell is not built itself; what it needs is.
       shell = sh "bakery-shell" { inherit (breads) baguette; } "exit 1" // { buildDependenciesOnly = true; };
     };

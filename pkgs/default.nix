@@ -4,8 +4,7 @@ let
   inherit (pkgs) lib;
   inherit (pkgs.callPackage "${gomod2nix}/builder" { gomod2nix = null; }) buildGoApplication;
 
-  # Kept in step with go/internal/version.
-  version = lib.fileContents ../go/internal/version/VERSION;
+  version = "0.11.0";
 
   # What the programs run at run time. Nix comes last: an installation's own Nix is preferred, because the
   # evaluator should be the one that people use.
@@ -23,14 +22,7 @@ let
       pname = name;
       inherit version;
       pwd = ../go;
-      src = lib.fileset.toSource {
-        root = ../.;
-        fileset = lib.fileset.unions [
-          ../go
-          ../modules/schema
-        ];
-      };
-      modRoot = "go";
+      src = ../go;
       modules = ../gomod2nix.toml;
       subPackages = [ "cmd/${name}" ];
       # The tests need Nix, git and a store of their own: `make test` runs them, and a check of its own will.

@@ -1,0 +1,4 @@
+package systemd
+
+// WatchdogEvery is the loop of Watchdog without the environment.
+var WatchdogEvery = watchdog

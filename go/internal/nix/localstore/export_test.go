@@ -1,0 +1,4 @@
+package localstore
+
+// IsStatic is for tests.
+var IsStatic = isStatic

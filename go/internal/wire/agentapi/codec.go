@@ -1,6 +1,7 @@
 package agentapi
 
 import (
+	"errors"
 	"slices"
 
 	"github.com/google/uuid"
@@ -143,3 +144,14 @@ func (v Version) Less(w Version) bool {
 	}
 	return v[1] < w[1]
 }
+
+// CheckVersion refuses services that are too old for us (section 3.3).
+func (i ServiceInfo) CheckVersion() error {
+	if i.Version.Less(Version{2, 0}) {
+		return errOldService
+	}
+	return nil
+}
+
+// errOldService has the text that the reference sends as an exception.
+var errOldService = errors.New("Expected service version (2,0)") //nolint:staticcheck // the protocol's text

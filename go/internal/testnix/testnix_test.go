@@ -1,0 +1,88 @@
+package testnix_test
+
+import (
+	"bufio"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"hercules/internal/testnix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestBuild(t *testing.T) {
+	t.Parallel()
+	testnix.ForEachVersion(t, func(t *testing.T, n testnix.Nix) {
+		s := testnix.New(t, testnix.WithNix(n))
+		out := s.Build(`sh "tree" { } "mkdir -p $out/bin; echo hello > $out/bin/x; ls /"`)
+		text, err := os.ReadFile(s.Real(out) + "/bin/x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(text) != "hello\n" {
+			t.Errorf("the output has %q", text)
+		}
+		if _, err := os.Stat(out); err == nil {
+			t.Errorf("%s is in the machine's own store", out)
+		}
+		drv := s.Instantiate(`sh "dep" { dep = sh "tree" { } "mkdir $out"; } "echo $dep > $out"`)
+		if !strings.HasSuffix(drv, "-dep.drv") {
+			t.Errorf("instantiated to %q", drv)
+		}
+		if got := s.Run("nix-store", "-q", "--deriver", out); !strings.HasSuffix(got, "-tree.drv") {
+			t.Errorf("deriver %q", got)
+		}
+	})
+}
+
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	s := testnix.New(t)
+	out := s.Build(`sh "x" { } "echo > $out"`)
+	s.Kill()
+	if c, err := net.Dial("unix", s.Socket()); err == nil {
+		c.Close()
+		t.Error("a killed daemon still listens")
+	}
+	if _, err := s.TryRun("nix-store", "-q", "--hash", out); err == nil {
+		t.Error("a query worked without daemon")
+	}
+	s.Restart()
+	if got := s.Run("nix-store", "-q", "--hash", out); !strings.HasPrefix(got, "sha256:") {
+		t.Errorf("after the restart the path has the hash %q", got)
+	}
+}
+
+func TestKillDuringBuild(t *testing.T) {
+	t.Parallel()
+	s := testnix.New(t)
+	cmd := s.Command("nix-build", "--no-out-link", "--expr", testnix.Prelude+`sh "x" { } "echo started; sleep 1000"`)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() && lines.Text() != "started" {
+	}
+	s.Kill()
+	for lines.Scan() {
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("nix-build ended well although its daemon was killed")
+	}
+}
+
+func TestEnvironmentIsHermetic(t *testing.T) {
+	t.Setenv("NIX_CONFIG", "max-jobs = 77")
+	s := testnix.New(t)
+	if got := s.Run("nix", "show-config"); strings.Contains(got, "max-jobs = 77") {
+		t.Error("the user's NIX_CONFIG counts")
+	}
+}

@@ -1,0 +1,211 @@
+package evaluate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/nix-community/go-nix/pkg/nar"
+
+	"hercules/internal/nix/daemon"
+	"hercules/internal/nix/derivation"
+)
+
+// An evaluation has so many connections to the store at most, besides those of its evaluators: for questions, which
+// are short, and for substitution, which is not.
+const (
+	questions     = 4
+	substitutions = 8
+)
+
+// maxDerivation bounds a .drv file that comes through the daemon.
+const maxDerivation = 64 << 20
+
+// store is the evaluation's own access to the Nix store.
+type store struct {
+	endpoint daemon.Endpoint
+	options  daemon.Options
+	pool     *daemon.Pool
+	slow     *daemon.Pool
+
+	// roots is the connection that holds the temporary roots: they last as long as it does.
+	mu    sync.Mutex
+	roots *daemon.Conn
+	kept  []string
+}
+
+func newStore(ep daemon.Endpoint, o daemon.Options) *store {
+	return &store{endpoint: ep, options: o, pool: daemon.NewPool(ep, o, questions), slow: daemon.NewPool(ep, o, substitutions)}
+}
+
+func (s *store) close() {
+	_ = s.pool.Close()
+	_ = s.slow.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.roots != nil {
+		_ = s.roots.Close()
+	}
+}
+
+func (s *store) IsValidPath(ctx context.Context, path string) (valid bool, err error) {
+	err = s.pool.With(ctx, func(c *daemon.Conn) (err error) {
+		valid, err = c.IsValidPath(ctx, path)
+		return err
+	})
+	return valid, err
+}
+
+func (s *store) EnsurePath(ctx context.Context, path string) error {
+	return s.slow.With(ctx, func(c *daemon.Conn) error { return c.EnsurePath(ctx, path) })
+}
+
+func (s *store) AddTempRoot(ctx context.Context, path string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.roots != nil {
+		err := s.roots.AddTempRoot(ctx, path)
+		if err == nil || !s.roots.Broken() {
+			s.kept = append(s.kept, path)
+			return err
+		}
+		_ = s.roots.Close() // The daemon was restarted: what it kept for us is to be kept again.
+		s.roots = nil
+	}
+	conn, err := daemon.Dial(ctx, s.endpoint, s.options)
+	if err != nil {
+		return err
+	}
+	s.roots = conn
+	s.kept = append(s.kept, path)
+	for _, p := range s.kept {
+		if err := conn.AddTempRoot(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readDerivation reads the file itself where it can be reached, and through the daemon otherwise.
+func (s *store) readDerivation(ctx context.Context, path string) (*derivation.Derivation, error) {
+	d, err := derivation.Read(s.endpoint.Root, path)
+	var pathErr *os.PathError
+	if err == nil || !errors.As(err, &pathErr) {
+		return d, err
+	}
+	var text []byte
+	if daemonErr := s.pool.With(ctx, func(c *daemon.Conn) (err error) {
+		var b bytes.Buffer
+		if err := c.NarFromPath(ctx, path, &limitedWriter{w: &b, left: maxDerivation}); err != nil {
+			return err
+		}
+		text, err = fileOfNAR(&b)
+		return err
+	}); daemonErr != nil {
+		return nil, fmt.Errorf("%w; and from the daemon: %w", err, daemonErr)
+	}
+	return derivation.Parse(text)
+}
+
+func fileOfNAR(r io.Reader) ([]byte, error) {
+	n, err := nar.NewReader(r)
+	if err != nil {
+		return nil, err
+	}
+	defer n.Close()
+	h, err := n.Next()
+	if err != nil {
+		return nil, err
+	}
+	if h.Type != nar.TypeRegular {
+		return nil, errors.New("it is not a file")
+	}
+	return io.ReadAll(n)
+}
+
+type limitedWriter struct {
+	w    io.Writer
+	left int
+}
+
+func (l *limitedWriter) Write(p []byte) (int, error) {
+	if l.left -= len(p); l.left < 0 {
+		return 0, errors.New("the file is too large")
+	}
+	return l.w.Write(p)
+}
+
+// maxSocketPath: sun_path has 104 bytes on Darwin and 108 on Linux.
+const maxSocketPath = 100
+
+// socketDir is where the sockets of proxies go: in dir if that is short enough.
+func socketDir(dir string) (string, func(), error) {
+	if len(filepath.Join(dir, "s1000000")) <= maxSocketPath {
+		return dir, func() {}, nil
+	}
+	for _, parent := range []string{os.TempDir(), "/tmp"} {
+		if len(parent) > maxSocketPath-30 {
+			continue
+		}
+		d, err := os.MkdirTemp(parent, "hci-")
+		if err != nil {
+			return "", nil, fmt.Errorf("making a directory for sockets: %w", err)
+		}
+		return d, func() { _ = os.RemoveAll(d) }, nil
+	}
+	return "", nil, fmt.Errorf("the work directory %s has too long a name for sockets, and so has TMPDIR", dir)
+}
+
+// proxies starts a proxy for each evaluator.
+func (r *run) proxies(dir string) func(context.Context, int, func(context.Context, []daemon.DerivedPath) error) (string, func(), error) {
+	var mu sync.Mutex
+	count := 0
+	return func(ctx context.Context, worker int, onRealise func(context.Context, []daemon.DerivedPath) error) (string, func(), error) {
+		mu.Lock()
+		count++
+		path := filepath.Join(dir, "s"+strconv.Itoa(count))
+		mu.Unlock()
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			return "", nil, fmt.Errorf("listening for evaluator %d: %w", worker, err)
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		proxy := &daemon.Proxy{
+			Upstream: r.deps.Endpoint,
+			Options:  daemon.Options{Settings: r.deps.DaemonSettings},
+			Hooks:    daemon.Hooks{Realise: onRealise},
+			Log:      r.deps.Slog,
+		}
+		go func() {
+			defer close(done)
+			if err := proxy.Serve(ctx, l); err != nil && ctx.Err() == nil {
+				r.deps.Slog.Error("store proxy of an evaluator ended", "task", string(r.task.ID), "error", err)
+			}
+		}()
+		stop := func() {
+			cancel()
+			_ = l.Close()
+			<-done
+			_ = os.Remove(path)
+		}
+		return nixRemote(path, r.deps.Endpoint.Root), stop, nil
+	}
+}
+
+// nixRemote is a value of NIX_REMOTE. root is where the store is mounted.
+func nixRemote(socket, root string) string {
+	remote := "unix://" + socket
+	if root != "" {
+		remote += "?root=" + root
+	}
+	return remote
+}
+

@@ -137,7 +137,7 @@ type EvaluationProgress struct {
 // EvaluationFinished ends an evaluation. Success means only that it ran: see EvaluationError of attributes.
 type EvaluationFinished struct {
 	Evaluation string      `json:"evaluation"`
-	Task       agentapi.ID `json:"task"`
+	Task       agentapi.ID `json:"task,omitempty"`
 	Status     Status      `json:"status"`
 	Reason     string      `json:"reason,omitempty"`
 	Attributes int         `json:"attributes"`

@@ -392,7 +392,11 @@ func (p *Planner) retryBuild(t *task, reason string) {
 	p.tell(n, event.BuildRetried{Drv: n.drv, Task: t.id, Reason: reason})
 	n.task = nil
 	n.avoid = append(n.avoid, t.agent.id)
-	p.enqueue(n)
+	// An input may have been asked for again in the meantime.
+	n.state, n.unmet = waiting, 1
+	if p.blockOnInputs(n) {
+		p.release(n)
+	}
 }
 
 func (e Built) apply(p *Planner) {

@@ -187,43 +187,49 @@ func (a *Agent[In, Out]) connection(ctx context.Context) error {
 	return l.run(ctx)
 }
 
-// connect opens the websocket and does the handshake (section 3.3). It returns what the other side has.
-func (a *Agent[In, Out]) connect(ctx context.Context) (conn *websocket.Conn, acked int64, err error) {
+// connect opens the websocket and does the handshake. It returns what the other side has.
+func (a *Agent[In, Out]) connect(ctx context.Context) (*websocket.Conn, int64, error) {
 	limit := a.cfg.Times.Handshake
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no connection and handshake within %v", limit))
 	defer cancel()
-	if conn, err = a.dial(ctx); err != nil {
+	conn, err := a.dial(ctx)
+	if err != nil {
 		return nil, 0, err
 	}
-	defer func() {
-		if err != nil {
-			_ = conn.CloseNow()
-		}
-	}()
-	greeting, err := readFrame[In](ctx, conn, limit)
+	acked, err := a.handshake(ctx, conn)
 	if err != nil {
-		return nil, 0, fmt.Errorf("handshake: greeting: %w", err)
+		_ = conn.CloseNow()
+		return nil, 0, fmt.Errorf("handshake: %w", err)
+	}
+	return conn, acked, nil
+}
+
+// handshake is that of section 3.3: greeting, hello, ack, and nothing else.
+func (a *Agent[In, Out]) handshake(ctx context.Context, conn *websocket.Conn) (acked int64, err error) {
+	greeting, err := readFrame[In](ctx, conn, a.cfg.Times.Handshake)
+	if err != nil {
+		return 0, fmt.Errorf("greeting: %w", err)
 	}
 	if greeting.Oob == nil {
-		return nil, 0, unexpected(greeting, "the greeting")
+		return 0, unexpected(greeting, "the greeting")
 	}
 	if a.cfg.Greeting != nil {
 		if err := a.cfg.Greeting(greeting.Oob.O); err != nil {
 			_ = writeFrame(ctx, conn, agentapi.Frame[Out]{Exception: &agentapi.FrameException{Message: err.Error()}})
-			return nil, 0, fmt.Errorf("handshake: %w", err)
+			return 0, err
 		}
 	}
 	if err := writeFrame(ctx, conn, agentapi.Frame[Out]{Oob: &agentapi.FrameOob[Out]{O: a.cfg.Hello()}}); err != nil {
-		return nil, 0, fmt.Errorf("handshake: hello: %w", err)
+		return 0, fmt.Errorf("hello: %w", err)
 	}
-	ack, err := readFrame[In](ctx, conn, limit)
+	ack, err := readFrame[In](ctx, conn, a.cfg.Times.Handshake)
 	if err != nil {
-		return nil, 0, fmt.Errorf("handshake: ack: %w", err)
+		return 0, fmt.Errorf("ack: %w", err)
 	}
 	if ack.Ack == nil {
-		return nil, 0, unexpected(ack, "Ack")
+		return 0, unexpected(ack, "Ack")
 	}
-	return conn, ack.Ack.N, nil
+	return ack.Ack.N, nil
 }
 
 func (a *Agent[In, Out]) dial(ctx context.Context) (*websocket.Conn, error) {

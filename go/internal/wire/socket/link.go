@@ -178,5 +178,5 @@ func unexpected[P any](f *agentapi.Frame[P], want string) error {
 	case f.Ack != nil:
 		kind = "Ack"
 	}
-	return errors.New("handshake: frame " + kind + " where " + want + " should be")
+	return errors.New("frame " + kind + " where " + want + " should be")
 }

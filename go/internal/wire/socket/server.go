@@ -222,7 +222,7 @@ func (s *Server[In, Out]) hello(ctx context.Context, conn *websocket.Conn, r *ht
 		return nil, hello, fmt.Errorf("handshake: hello: %w", err)
 	}
 	if f.Oob == nil {
-		return nil, hello, unexpected(f, "hello")
+		return nil, hello, fmt.Errorf("handshake: %w", unexpected(f, "hello"))
 	}
 	identity, err := s.cfg.Identify(r, f.Oob.O)
 	if err != nil {

@@ -15,16 +15,16 @@ import (
 // operation, and the end of its context, closes the connection: that is how a daemon learns that it should stop, and
 // it kills its builders. Close must be called in any case.
 type Conn struct {
-	t       transport
-	r       *reader
-	w       *writer
-	log     func(Event)
-	proto   proto
-	daemon  uint64 // version that the daemon offers
-	nix     string
-	trust   Trust
-	broken  error
-	frame   []byte // buffer of stream
+	t      transport
+	r      *reader
+	w      *writer
+	log    func(Event)
+	proto  proto
+	daemon uint64 // version that the daemon offers
+	nix    string
+	trust  Trust
+	broken error
+	frame  []byte // buffer of stream
 }
 
 // Dial connects and sends the settings.

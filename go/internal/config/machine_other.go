@@ -1,0 +1,5 @@
+//go:build !linux && !darwin
+
+package config
+
+func memoryMiB() int { return 0 }

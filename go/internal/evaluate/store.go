@@ -208,4 +208,3 @@ func nixRemote(socket, root string) string {
 	}
 	return remote
 }
-

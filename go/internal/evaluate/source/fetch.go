@@ -183,7 +183,7 @@ func (f *Fetcher) attempt(ctx context.Context, dir string, in Input) error {
 		if e := (*url.Error)(nil); errors.As(err, &e) {
 			err = e.Err // url.Error shows the whole URL, and its query may be a secret.
 		}
-		return &transferError{err}
+		return &transferError{fmt.Errorf("no answer: %w", err)}
 	}
 	defer res.Body.Close()
 	if res.StatusCode < 200 || res.StatusCode > 299 {

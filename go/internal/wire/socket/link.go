@@ -70,10 +70,13 @@ func (l *link[In]) read(ctx context.Context) error {
 	}
 }
 
-// readFrame reads one frame, which must come within the limit.
+// readFrame reads one frame, which must come within the limit. 0: no limit but that of ctx.
 func readFrame[In any](ctx context.Context, conn *websocket.Conn, limit time.Duration) (*agentapi.Frame[In], error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrSilent)
-	defer cancel()
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, ErrSilent)
+		defer cancel()
+	}
 	_, data, err := conn.Read(ctx)
 	if err != nil {
 		if ctx.Err() != nil {

@@ -217,7 +217,7 @@ func (s *Server[In, Out]) hello(ctx context.Context, conn *websocket.Conn, r *ht
 	if err := writeFrame(ctx, conn, greeting); err != nil {
 		return nil, hello, fmt.Errorf("handshake: greeting: %w", err)
 	}
-	f, err := readFrame[In](ctx, conn, s.cfg.Times.Handshake)
+	f, err := readFrame[In](ctx, conn, 0)
 	if err != nil {
 		return nil, hello, fmt.Errorf("handshake: hello: %w", err)
 	}

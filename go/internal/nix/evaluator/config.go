@@ -26,7 +26,10 @@ type Config struct {
 	StackSize uint64
 	// MemoryLimit in bytes of resident memory; the evaluator is killed when it is over it. 0 means none.
 	MemoryLimit uint64
-	// Log takes what Nix logs, except for results; nil discards. Called in order from one goroutine.
+	// Own are directories whose files are the caller's: their frames are cut out of errors.
+	Own []string
+	// Log takes what Nix logs, except for results; nil discards. Called in order, one call at a
+	// time; it must not call the Process.
 	Log func(daemon.Event)
 }
 

@@ -1,0 +1,29 @@
+package traverse
+
+import (
+	"log/slog"
+	"maps"
+	"slices"
+
+	"hercules/internal/nix/derivation"
+)
+
+// lookup gives an attribute of a derivation, as the builder would get it.
+type lookup func(name string) (value string, ok bool)
+
+func (w *walk) derivationAttrs(path string) (lookup, error) {
+	d, err := derivation.Read(w.deps.StoreRoot, path)
+	if err != nil {
+		w.deps.Slog.Error("derivation of an effect can't be read", slog.String("drv", path), slog.Any("error", err))
+		return nil, err
+	}
+	return d.Attr, nil
+}
+
+func (w *walk) derivationOutputs(path string) ([]string, error) {
+	d, err := derivation.Read(w.deps.StoreRoot, path)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Sorted(maps.Keys(d.Outputs)), nil
+}

@@ -1,0 +1,133 @@
+package secrets
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"hercules/internal/config/tree"
+	"hercules/internal/formats"
+)
+
+// BinaryCache is an entry of binary-caches.json.
+type BinaryCache struct {
+	Name        string
+	Kind        formats.Kind // formats.KindCachixCache or formats.KindNixCache
+	StoreURI    string       // of a NixCache
+	PublicKeys  []string
+	SigningKeys []Sensitive
+	AuthToken   Sensitive // of a CachixCache, may be empty
+}
+
+// PullOnly says that nothing can be pushed to the cache, because it has neither a signing key nor a token.
+func (c *BinaryCache) PullOnly() bool {
+	return c.Kind == formats.KindCachixCache && len(c.SigningKeys) == 0 && c.AuthToken.Empty()
+}
+
+// BinaryCaches is a file binary-caches.json (agent-behaviour §2.4).
+type BinaryCaches struct {
+	Caches   []BinaryCache // in the order of their names
+	Warnings []string      // for the log
+}
+
+// PushCaches gives the names of the caches of a kind that can be pushed to; of all kinds, when none is given.
+func (b *BinaryCaches) PushCaches(kinds ...formats.Kind) []string {
+	names := []string{}
+	for _, c := range b.Caches {
+		if !c.PullOnly() && (len(kinds) == 0 || slices.Contains(kinds, c.Kind)) {
+			names = append(names, c.Name)
+		}
+	}
+	return names
+}
+
+// ReadBinaryCaches reads the file. Every entry that is wrong is named in the error.
+func ReadBinaryCaches(path string) (*BinaryCaches, error) {
+	data, err := readFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("binary caches: %w; the file has to exist, with {} in it when this agent is alone and needs no cache (setting binaryCachesPath)", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("binary caches: %w", err)
+	}
+	return ParseBinaryCaches(path, data)
+}
+
+// ParseBinaryCaches is ReadBinaryCaches of a content; the path is for the messages.
+func ParseBinaryCaches(path string, data []byte) (*BinaryCaches, error) {
+	root, err := tree.ParseJSON(data)
+	if err != nil {
+		return nil, fmt.Errorf("binary caches: %s:%w", path, err)
+	}
+	if root.Kind != tree.Table {
+		return nil, fmt.Errorf("binary caches: %s:%s: expected an object that maps names to caches", path, root.Pos)
+	}
+	b := new(BinaryCaches)
+	var errs []error
+	for _, e := range root.Entries {
+		c, err := parseCache(e.Name, e.Value)
+		switch {
+		case errors.Is(err, errUnknownKind):
+			b.Warnings = append(b.Warnings, fmt.Sprintf("%s:%s: %q: %v; the entry is ignored", path, e.Pos, e.Name, err))
+		case err != nil:
+			errs = append(errs, fmt.Errorf("binary caches: %s:%s: %q: %w", path, e.Pos, e.Name, err))
+		default:
+			if c.PullOnly() {
+				b.Warnings = append(b.Warnings, fmt.Sprintf("%s:%s: %q: neither a signing key nor a token; nothing is pushed to it", path, e.Pos, e.Name))
+			}
+			b.Caches = append(b.Caches, c)
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	if len(b.Caches) == 0 {
+		b.Warnings = append(b.Warnings, path+": no binary cache; one is needed as soon as there is a second agent")
+	}
+	slices.SortFunc(b.Caches, func(x, y BinaryCache) int { return strings.Compare(x.Name, y.Name) })
+	return b, nil
+}
+
+var errUnknownKind = errors.New("unknown kind")
+
+func parseCache(name string, n *tree.Node) (BinaryCache, error) {
+	c := BinaryCache{Name: name}
+	if n.Kind != tree.Table {
+		return c, errors.New("expected an object")
+	}
+	kind := n.Get("kind")
+	if kind == nil || kind.Kind != tree.String {
+		return c, errors.New(`expected a text "kind", such as "CachixCache" or "NixCache"`)
+	}
+	c.Kind = formats.Kind(kind.Text)
+	if v := n.Get("apiVersion"); v != nil && v.Kind != tree.Null && (c.Kind == formats.KindNixCache || c.Kind == formats.KindCachixCache) {
+		return c, errors.New("apiVersion is given, but no versions are defined; remove it")
+	}
+	data := n.AppendJSON(nil)
+	var keys []string
+	switch c.Kind {
+	case formats.KindNixCache:
+		var f formats.NixCache
+		if err := formats.Unmarshal(data, &f); err != nil {
+			return c, err
+		}
+		c.StoreURI, c.PublicKeys, keys = f.StoreURI, f.PublicKeys, f.SigningKeys
+	case formats.KindCachixCache:
+		var f formats.CachixCache
+		if err := formats.Unmarshal(data, &f); err != nil {
+			return c, err
+		}
+		c.PublicKeys, keys = f.PublicKeys, f.SigningKeys
+		if f.AuthToken != nil {
+			c.AuthToken = NewSensitive(*f.AuthToken)
+		}
+	default:
+		return c, fmt.Errorf("%w %q", errUnknownKind, kind.Text)
+	}
+	for _, k := range keys {
+		c.SigningKeys = append(c.SigningKeys, NewSensitive(k))
+	}
+	return c, nil
+}

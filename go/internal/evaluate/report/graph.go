@@ -2,7 +2,6 @@ package report
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"runtime"
 	"slices"
@@ -20,6 +19,7 @@ type ReadDerivation func(ctx context.Context, path string) (*derivation.Derivati
 // It is not for concurrent use.
 type graph struct {
 	read  ReadDerivation
+	warn  func(string)
 	nodes map[string]*node
 	// strings holds one copy of what many derivations have in common; lists one of output names like ["out"].
 	strings map[string]string
@@ -56,8 +56,8 @@ type output struct {
 	asked, have bool
 }
 
-func newGraph(read ReadDerivation) *graph {
-	return &graph{read: read, nodes: make(map[string]*node), strings: make(map[string]string), lists: make(map[string][]string)}
+func newGraph(read ReadDerivation, warn func(string)) *graph {
+	return &graph{read: read, warn: warn, nodes: make(map[string]*node), strings: make(map[string]string), lists: make(map[string][]string)}
 }
 
 func (g *graph) node(path string) *node {
@@ -152,8 +152,12 @@ func (g *graph) load(ctx context.Context, paths []string) error {
 
 func (g *graph) fill(n *node, d *derivation.Derivation) {
 	n.loaded = true
+	if d.DynamicInputs != nil {
+		g.warn(fmt.Sprintf("the derivation %s needs outputs of derivations that are themselves results of builds (dynamic derivations), "+
+			"which is not supported: it cannot be planned completely", n.path))
+	}
 	n.platform = g.intern(d.Platform)
-	for _, f := range features(d) {
+	for _, f := range d.RequiredSystemFeatures() {
 		n.features = append(n.features, g.intern(f))
 	}
 	n.sources = make([]string, len(d.InputSrcs))
@@ -193,20 +197,6 @@ func (g *graph) internList(list []string) []string {
 	slices.Sort(l)
 	g.lists[key] = l
 	return l
-}
-
-// features are the requiredSystemFeatures of a derivation, with structured attributes or without.
-func features(d *derivation.Derivation) []string {
-	if s, ok := d.Env["__json"]; ok {
-		var attrs struct {
-			Features json.RawMessage `json:"requiredSystemFeatures"`
-		}
-		var list []string
-		if json.Unmarshal([]byte(s), &attrs) == nil && json.Unmarshal(attrs.Features, &list) == nil {
-			return list
-		}
-	}
-	return strings.Fields(d.Env["requiredSystemFeatures"])
 }
 
 // send emits the DerivationInfo of the closures that were not sent yet, inputs before what needs them.

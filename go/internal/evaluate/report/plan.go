@@ -86,7 +86,7 @@ func NewPlanner(ctx context.Context, cfg PlannerConfig) *Planner {
 	if cfg.Warn == nil {
 		cfg.Warn = func(string) {}
 	}
-	p := &Planner{cfg: cfg, ctx: ctx, done: make(chan struct{}), graph: newGraph(cfg.Read), failures: make([]int, len(cfg.Caches))}
+	p := &Planner{cfg: cfg, ctx: ctx, done: make(chan struct{}), graph: newGraph(cfg.Read, cfg.Warn), failures: make([]int, len(cfg.Caches))}
 	p.qcond = sync.NewCond(&p.qmu)
 	go p.run()
 	return p
@@ -357,9 +357,10 @@ func (p *Planner) answer(ctx context.Context, questions []question) error {
 	}
 	answers := make([]map[string]*daemon.PathInfo, len(p.cfg.Caches))
 	errs := make([]error, len(p.cfg.Caches))
+	answered := make([]bool, len(p.cfg.Caches))
 	var wg sync.WaitGroup
 	for i, c := range p.cfg.Caches {
-		if p.failures[i] < giveUpAfter {
+		if answered[i] = p.failures[i] < giveUpAfter; answered[i] {
 			wg.Go(func() { answers[i], errs[i] = c.Query(ctx, paths) })
 		}
 	}
@@ -369,11 +370,13 @@ func (p *Planner) answer(ctx context.Context, questions []question) error {
 	}
 	for i, err := range errs {
 		if err == nil {
-			p.failures[i] = 0
+			if answered[i] {
+				p.failures[i] = 0
+			}
 			continue
 		}
 		// A cache that is down makes builds, not errors.
-		answers[i] = nil
+		answered[i] = false
 		text := fmt.Sprintf("the binary cache %s does not answer, so what it has may be built again: %v", publicURI(p.cfg.Caches[i].URI()), err)
 		if p.failures[i]++; p.failures[i] == giveUpAfter {
 			text += "; it is not asked again in this evaluation"
@@ -386,7 +389,7 @@ func (p *Planner) answer(ctx context.Context, questions []question) error {
 			continue
 		}
 		for i, c := range p.cfg.Caches {
-			if answers[i] == nil && (errs[i] != nil || p.failures[i] >= giveUpAfter) {
+			if !answered[i] {
 				continue
 			}
 			r := &agentapi.SubstitutionQueryResult{StoreURI: publicURI(c.URI()), Derivation: q.node.path, OutputName: q.output.name}

@@ -9,6 +9,9 @@
 package plan
 
 import (
+	"maps"
+	"slices"
+
 	"hercules/internal/coordinator/event"
 	"hercules/internal/wire/agentapi"
 )
@@ -230,14 +233,18 @@ func (p *Planner) Status(drv string) *agentapi.EvalBuild {
 	return &agentapi.EvalBuild{Attempt: n.attempt, Status: n.state.wire()}
 }
 
-// TaskOwner returns what a live task is for: the evaluation's name or the derivation's path.
-func (p *Planner) TaskOwner(id agentapi.ID) (evaluation, drv string, live bool) {
+// Live tells whether an agent is meant to work on a task.
+func (p *Planner) Live(id agentapi.ID, on AgentID) bool {
 	t := p.tasks[id]
-	switch {
-	case t == nil:
-		return "", "", false
-	case t.eval != nil:
-		return t.eval.name, "", true
+	return t != nil && !t.dropped && t.agent.id == on
+}
+
+// TasksOf lists what an agent has been given and has not brought to an end, cancelled tasks included.
+func (p *Planner) TasksOf(id AgentID) []agentapi.ID {
+	for _, a := range p.agents {
+		if a.id == id {
+			return slices.Sorted(maps.Keys(a.tasks))
+		}
 	}
-	return "", t.node.drv, true
+	return nil
 }

@@ -161,7 +161,7 @@ func (r *run) run(ctx context.Context) (err error) {
 	var project *source.ProjectError
 	if errors.As(err, &project) {
 		err = r.message(project.Text)
-	} else if err != nil && !errors.Is(err, report.ErrLimit) && ctx.Err() == nil {
+	} else if err != nil && !errors.Is(err, report.ErrLimit) && !errors.Is(err, traverse.ErrJobTime) && ctx.Err() == nil {
 		err = errors.Join(err, r.message("The evaluation could not be finished: "+err.Error()))
 	}
 	// What was found before a failure is still reported.
@@ -214,7 +214,7 @@ func (r *run) evaluate(ctx context.Context, fail func(error)) (err error) {
 		Read: store.readDerivation, Events: r.events, Caches: r.deps.Caches, Pusher: r.deps.Pusher, Warn: r.warn, Fail: fail,
 	})
 	r.realiser = report.NewRealiser(inner, report.RealiserConfig{
-		Events: r.events, Planner: r.planner, Store: store, BuildStatus: r.deps.BuildStatus, Poll: r.deps.PollInterval, Fail: fail,
+		Events: r.events, Planner: r.planner, Read: store.readDerivation, Store: store, BuildStatus: r.deps.BuildStatus, Poll: r.deps.PollInterval, Fail: fail,
 	})
 	defer func() {
 		if err == nil {

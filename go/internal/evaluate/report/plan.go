@@ -171,19 +171,6 @@ func (p *Planner) Announce(ctx context.Context, drv string, force bool) error {
 	return p.request(p.graph.node(drv), force)
 }
 
-// Outputs of a derivation: their names, and their paths as far as known.
-func (p *Planner) Outputs(ctx context.Context, drv string) (names, paths []string, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := p.graph.load(ctx, []string{drv}); err != nil {
-		return nil, nil, err
-	}
-	for _, o := range p.graph.node(drv).outputs {
-		names, paths = append(names, o.name), append(paths, o.path)
-	}
-	return names, paths, nil
-}
-
 // describe emits the DerivationInfo of the closures.
 func (p *Planner) describe(ctx context.Context, drvs []string) error {
 	p.mu.Lock()

@@ -3,7 +3,9 @@ package report
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,6 +40,7 @@ type Store interface {
 type RealiserConfig struct {
 	Events  *Collector
 	Planner *Planner
+	Read    ReadDerivation
 	Store   Store
 	// BuildStatus asks the coordinator about a build: nil while it is not planned. It retries by itself.
 	BuildStatus func(ctx context.Context, drv string) (*agentapi.EvalBuild, error)
@@ -80,15 +83,17 @@ func (r *Realiser) Realise(ctx context.Context, p daemon.DerivedPath) error {
 	if len(p.Outputs) == 0 {
 		return nil
 	}
-	names, paths, err := r.cfg.Planner.Outputs(r.ctx, p.Path)
+	drv, err := r.cfg.Read(ctx, p.Path)
 	if err != nil {
-		return err
+		// An expression can name a derivation that is not there. The store's error for that is the expression's.
+		return nil //nolint:nilerr // see above
 	}
 	var flights []*flight
-	for i, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(drv.Outputs)) {
 		if slices.Contains(p.Outputs, name) || slices.Contains(p.Outputs, "*") {
+			path := strings.Clone(drv.Outputs[name].Path)
 			flights = append(flights, r.once(r.outputs, p.Path+"!"+name, func() (agentapi.ID, error) {
-				return "", r.output(p.Path, name, paths[i])
+				return "", r.output(p.Path, name, path)
 			}))
 		}
 	}

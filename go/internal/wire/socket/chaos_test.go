@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -322,9 +323,18 @@ func exchange(t *testing.T, c *chaos, ups, downs int64, failing int, restart boo
 	cfg := serverConfig()
 	cfg.Store = &memory{n: map[string]int64{}}
 	rnd := c.rand()
+	var busy atomic.Bool
 	cfg.Receive = func(_ context.Context, _ *socket.Peer[up, down], _ int64, m up) error {
+		if busy.Swap(true) {
+			t.Error("two messages of one peer at once")
+		}
+		defer busy.Store(false)
 		if !c.over() && rnd.IntN(100) < failing {
-			return errors.New("the disk is full")
+			// Slow, and deaf to the end of its connection.
+			time.Sleep(time.Duration(rnd.IntN(40)) * time.Second)
+			if rnd.IntN(2) == 0 {
+				return errors.New("the disk is full")
+			}
 		}
 		if m.Say != nil {
 			gotUp.got(m.Say.Number)

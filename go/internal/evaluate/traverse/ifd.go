@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -49,6 +50,10 @@ func (wk *worker) realise(ctx context.Context, paths []daemon.DerivedPath) error
 		if m.owner == wk && m.state == running {
 			rest = append(rest, m)
 		}
+	}
+	if owned && n.knows(paths) {
+		w.mu.Unlock()
+		return w.realised(w.realiseAll(ctx, paths, false))
 	}
 	ifds := w.ifdEvents(n, paths)
 	if owned {
@@ -111,11 +116,28 @@ func (wk *worker) postpone(n *node, paths []daemon.DerivedPath, ifds func(bool) 
 			w.failLocked(err)
 			return
 		}
+		n.remember(paths)
 		n.waiting = false
 		w.requeue(run{n})
 		w.flush()
 	})
 }
+
+// knows says whether the attribute has waited for all of these before.
+func (n *node) knows(paths []daemon.DerivedPath) bool {
+	return !slices.ContainsFunc(paths, func(p daemon.DerivedPath) bool { return !n.realised[pathKey(p)] })
+}
+
+func (n *node) remember(paths []daemon.DerivedPath) {
+	if n.realised == nil {
+		n.realised = map[string]bool{}
+	}
+	for _, p := range paths {
+		n.realised[pathKey(p)] = true
+	}
+}
+
+func pathKey(p daemon.DerivedPath) string { return p.Path + "!" + strings.Join(p.Outputs, ",") }
 
 // ifdEvents makes the events of an attribute that begins or ends to wait.
 func (w *walk) ifdEvents(n *node, paths []daemon.DerivedPath) func(finished bool) []agentapi.EvaluateEvent {

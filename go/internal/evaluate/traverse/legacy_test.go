@@ -38,6 +38,6 @@ func TestLegacy(t *testing.T) {
 			  oldEffect = drv "old-effect" { isEffect = true; secretsMap = builtins.toJSON { a = "b"; }; };
 			  source = drv (builtins.baseNameOf src.outPath + "-" + src.branch + "-" + src.shortRev + "-" + builtins.toString (src.tag == null)) { };
 			}`)
-		want(t, p.walk())
+		golden(t, p.walk())
 	})
 }

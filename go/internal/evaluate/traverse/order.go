@@ -12,6 +12,8 @@ type node struct {
 	owner    *worker // who evaluates it
 	attempts int     // evaluators that ended while they were at it
 	fresh    bool    // wants an evaluator that has done nothing else
+	// realised has what the attribute has waited for already, in case it is evaluated again.
+	realised map[string]bool
 
 	// What order needs.
 	events   []agentapi.EvaluateEvent

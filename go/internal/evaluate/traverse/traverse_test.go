@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -37,11 +38,13 @@ type project struct {
 	job   traverse.Job
 	deps  traverse.Deps
 
+	whole bool // show messages in full
+
 	mu      sync.Mutex
 	events  []agentapi.EvaluateEvent
 	log     []daemon.Event
 	onEvent func(agentapi.EvaluateEvent)
-	built   []string // what was realised, in order
+	built   map[string]func() error
 	realise func(ctx context.Context, p daemon.DerivedPath) error
 }
 
@@ -59,7 +62,7 @@ var common = `{
 func newProject(t *testing.T, n testnix.Nix, files ...string) *project {
 	t.Helper()
 	s := testnix.New(t, testnix.WithNix(n))
-	p := &project{t: t, store: s, dir: filepath.Join(s.Dir(), "files", "project")}
+	p := &project{t: t, store: s, dir: filepath.Join(s.Dir(), "files", "project"), built: map[string]func() error{}}
 	s.File("project/common.nix", common)
 	for i := 0; i+1 < len(files); i += 2 {
 		s.File("project/"+files[i], files[i+1])
@@ -133,20 +136,26 @@ func mustGlob(pattern string) []string {
 	return m
 }
 
-// build realises for real, unless the test does it.
+// build realises for real, each path once.
 func (p *project) build(ctx context.Context, path daemon.DerivedPath, _ bool) error {
 	p.mu.Lock()
-	p.built = append(p.built, path.Path)
+	once := p.built[path.Path]
+	if once == nil {
+		once = sync.OnceValue(func() error {
+			if _, err := p.store.TryRun("nix-store", "--realise", path.Path); err != nil {
+				return &traverse.BuildError{Derivation: path.Path}
+			}
+			return nil
+		})
+		p.built[path.Path] = once
+	}
 	p.mu.Unlock()
 	if p.realise != nil {
 		if err := p.realise(ctx, path); err != nil {
 			return err
 		}
 	}
-	if _, err := p.store.TryRun("nix-store", "--realise", path.Path); err != nil {
-		return &traverse.BuildError{Derivation: path.Path}
-	}
-	return nil
+	return once()
 }
 
 // walk runs the walk and gives its events in short lines.
@@ -173,6 +182,9 @@ func (p *project) line(e agentapi.EvaluateEvent) string {
 	drv := func(s string) string { return s[min(len(s), 44):] }
 	show := func(s string) string {
 		s = evaluator.StripANSI(strings.ReplaceAll(s, p.dir, "DIR"))
+		if p.whole {
+			return hashes.ReplaceAllString(blanks.ReplaceAllString(s, "\n"), "/nix/store/HASH-")
+		}
 		first, _, _ := strings.Cut(s, "\n")
 		return first
 	}
@@ -231,6 +243,11 @@ func (p *project) line(e agentapi.EvaluateEvent) string {
 	return fmt.Sprintf("unexpected %+v", e)
 }
 
+var (
+	hashes = regexp.MustCompile("/nix/store/[0-9a-z]{32}-")
+	blanks = regexp.MustCompile(`\n *\n+ *|\n +`)
+)
+
 func inputs(m agentapi.Map[string, agentapi.InputDeclaration]) string {
 	var s []string
 	for k, v := range m {
@@ -242,6 +259,27 @@ func inputs(m agentapi.Map[string, agentapi.InputDeclaration]) string {
 	}
 	slices.Sort(s)
 	return fmt.Sprint(s)
+}
+
+// golden compares events with those in testdata, which are the same for all versions of Nix.
+func golden(t *testing.T, got []string) {
+	t.Helper()
+	name, _, _ := strings.Cut(strings.ReplaceAll(t.Name(), "/nix-", "\x00"), "\x00")
+	file := filepath.Join("testdata", strings.ReplaceAll(name, "/", "-")+".golden")
+	text := strings.Join(got, "\n") + "\n"
+	if *update {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(strings.Split(string(b), "\n"), strings.Split(text, "\n")); d != "" {
+		t.Errorf("events (-want +got):\n%s", d)
+	}
 }
 
 func want(t *testing.T, got []string, lines ...string) {

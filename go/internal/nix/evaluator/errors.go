@@ -73,7 +73,7 @@ const esc = "(?:\x1b\\[[0-9;]*m)*"
 var (
 	errorStart = regexp.MustCompile("^" + esc + "error:" + esc)
 	// Nix before 2.20 puts the trace after the message, innermost frame first.
-	oldFrame = regexp.MustCompile("\n\n {7}" + esc + "…")
+	oldFrame = regexp.MustCompile("\n+ {7}" + esc + "…")
 	// Later ones put it before, outermost first, and the message comes last with a heading of its own.
 	newStart   = regexp.MustCompile("^" + esc + "error:" + esc + "\n {7}" + esc + `(?:…|\()`)
 	newMessage = regexp.MustCompile("\n\n {7}(" + esc + "error:" + esc + ")")

@@ -6,7 +6,6 @@ let
   call = import ./call.nix;
 
   emit = value: builtins.trace (marker + "r" + builtins.toJSON value) null;
-  emitAll = builtins.foldl' (_: emit) null;
 
   isFlake = job.flake != null;
   file = builtins.toString job.file;
@@ -75,7 +74,7 @@ in
   archive = name: emit (archivePath job.inputs.${name}.archive);
 
   handlers = builtins.seq config (
-    builtins.seq (emitAll (jobs.handlers "onPush")) (emitAll (jobs.handlers "onSchedule"))
+    builtins.seq (jobs.handlers "onPush" emit) (jobs.handlers "onSchedule" emit)
   );
 
   top = emit ([ "" ] ++ tree.result);

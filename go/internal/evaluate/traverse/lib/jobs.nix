@@ -85,7 +85,12 @@ let
     };
 in
 {
-  handlers = kind: builtins.concatMap (handler kind) (builtins.attrNames (handlersOf kind));
+  # One after the other, so that those before a wrong one are reported.
+  handlers =
+    kind: emit:
+    builtins.foldl' (_: name: builtins.foldl' (_: emit) null (handler kind name)) null (
+      builtins.attrNames (handlersOf kind)
+    );
 
   outputs =
     kind: name: inputs:

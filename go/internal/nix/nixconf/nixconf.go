@@ -82,8 +82,7 @@ func LoadEnv(ctx context.Context, program string, env []string, extra map[string
 		if !forwarded(name) {
 			continue
 		}
-		usual, err := plain[name].text()
-		if err != nil || text != usual || said[name] || slices.Contains(always, name) {
+		if said[name] || slices.Contains(always, name) || !e.isDefault(text) && !plain[name].is(text) {
 			s.forward[name] = text
 		}
 	}
@@ -209,7 +208,8 @@ func (s *Settings) Bool(name string) bool { return s.values[name] == "true" }
 // for Nix's own programs. The caller owns the map.
 //
 // Nix sends those that are set anywhere at all, and seven (max-jobs, cores …) always. It does not say which are set,
-// so sent is what differs from the value that Nix has without any configuration. A setting that is set to its
+// so sent is what differs from the default and from what Nix has without any configuration, which is not always the
+// same: some defaults are computed when it starts, others name the directory of nix.conf. A setting that is set to its
 // default while the daemon's configuration says otherwise is therefore not sent, unless extra has it.
 func (s *Settings) Overridden() map[string]string { return maps.Clone(s.forward) }
 

@@ -12,8 +12,18 @@ import (
 // setting is a member of the JSON of nix config show.
 type setting struct {
 	Value   json.RawMessage `json:"value"`
+	Default json.RawMessage `json:"defaultValue"`
 	Aliases []string        `json:"aliases"`
 }
+
+// is tells whether the setting is there and has this value.
+func (s setting) is(text string) bool {
+	own, err := s.text()
+	return err == nil && s.Value != nil && own == text
+}
+
+// isDefault tells whether a value is the compiled default.
+func (s setting) isDefault(text string) bool { return setting{Value: s.Default}.is(text) }
 
 // text gives the value in the form of nix.conf.
 func (s setting) text() (string, error) {

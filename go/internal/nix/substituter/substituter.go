@@ -6,6 +6,7 @@ package substituter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -50,7 +51,11 @@ func Open(_ context.Context, uri string, o Options) (Store, error) {
 	case strings.HasPrefix(uri, "http://"), strings.HasPrefix(uri, "https://"):
 		u, err := url.Parse(uri)
 		if err != nil {
-			return nil, fmt.Errorf("cache %q is not a URL", uri) // the URL error would have the password
+			// What is wrong, without the URL, which may have a password.
+			if e, ok := errors.AsType[*url.Error](err); ok {
+				err = e.Err
+			}
+			return nil, fmt.Errorf("the URL of a cache: %w", err)
 		}
 		if u.Host == "" {
 			return nil, fmt.Errorf("cache %s: no host", u.Redacted())

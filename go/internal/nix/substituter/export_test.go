@@ -1,0 +1,4 @@
+package substituter
+
+// FindNetrc is for tests.
+var FindNetrc = findNetrc

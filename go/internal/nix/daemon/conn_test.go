@@ -91,7 +91,7 @@ func TestQueries(t *testing.T) {
 		if left := must(c.VerifyStore(ctx, true, false))(t); left {
 			t.Error("VerifyStore finds errors")
 		}
-		link := filepath.Join(s.Dir(), "root")
+		link := filepath.Join(s.Dir(), "gcroot")
 		if err := os.Symlink(text, link); err != nil {
 			t.Fatal(err)
 		}

@@ -57,7 +57,7 @@ func (r *reader) event(msg uint64) (e Event, ok bool) {
 		e.Kind = EventMessage
 		// The level is not sent.
 		e.Level = Info
-		e.Text = strings.TrimSuffix(r.string(), "\n")
+		e.Text = r.string()
 	case msgStartActivity:
 		e.Kind = EventStart
 		e.ID = r.uint()
@@ -95,6 +95,49 @@ func (r *reader) fields() []Field {
 	return fs
 }
 
+// trimmed is e without the newline with which the daemon ends messages.
+func (e Event) trimmed() Event {
+	if e.Kind == EventMessage {
+		e.Text = strings.TrimSuffix(e.Text, "\n")
+	}
+	return e
+}
+
+// event writes a log message of the given type.
+func (w *writer) event(msg uint64, e Event) {
+	w.uint(msg)
+	switch e.Kind {
+	case EventMessage:
+		w.string(e.Text)
+	case EventStart:
+		w.uint(e.ID)
+		w.uint(uint64(e.Level))
+		w.uint(e.Type)
+		w.string(e.Text)
+		w.fields(e.Fields)
+		w.uint(e.Parent)
+	case EventStop:
+		w.uint(e.ID)
+	case EventResult:
+		w.uint(e.ID)
+		w.uint(e.Type)
+		w.fields(e.Fields)
+	}
+}
+
+func (w *writer) fields(fs []Field) {
+	w.uint(uint64(len(fs)))
+	for _, f := range fs {
+		if f.IsText {
+			w.uint(1)
+			w.string(f.Text)
+		} else {
+			w.uint(0)
+			w.uint(f.Int)
+		}
+	}
+}
+
 // stderr reads what the daemon sends while it works, up to the end of the work. The result is nil, a *RemoteError, or
 // an error of the connection.
 func (r *reader) stderr(log func(Event)) error {
@@ -122,7 +165,7 @@ func (r *reader) stderr(log func(Event)) error {
 			return r.err
 		}
 		if log != nil {
-			log(e)
+			log(e.trimmed())
 		}
 	}
 }

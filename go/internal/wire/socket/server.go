@@ -145,7 +145,8 @@ func (s *Server[In, Out]) Peer(identity string) *Peer[In, Out] {
 	return p
 }
 
-// Forget drops all that is known of a peer that will not come again, its connection included.
+// Forget drops all that is known of a peer that will not come again, its connection included. Without it the
+// memory of every log and of every agent process stays.
 func (s *Server[In, Out]) Forget(identity string) {
 	s.mu.Lock()
 	p := s.peers[identity]

@@ -551,3 +551,26 @@ func BenchmarkRoundTrip(b *testing.B) {
 	cancel()
 	wg.Wait()
 }
+
+// BenchmarkStream is one direction without waiting, one message each.
+func BenchmarkStream(b *testing.B) {
+	server := socket.NewServer(serverConfig())
+	ts := httptest.NewServer(server)
+	defer ts.Close()
+	defer server.Close()
+	acfg := agentConfig(nil)
+	acfg.URL = ts.URL
+	agent := socket.NewAgent(acfg)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = agent.Run(b.Context()) })
+	fill := strings.Repeat("x", 100)
+	for b.Loop() {
+		if err := agent.Send(b.Context(), up{Say: &word{Fill: fill}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := agent.Close(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	wg.Wait()
+}

@@ -58,8 +58,11 @@ func summarize(in io.Reader, out io.Writer, start time.Time) bool {
 		fmt.Fprintf(out, "%s (%d×)\n", reason, s.skips[reason])
 	}
 	word := "ok"
-	if len(s.broken) > 0 || s.packages == 0 {
+	switch {
+	case len(s.broken) > 0:
 		word = "FAILED in " + strings.Join(s.broken, ", ")
+	case s.packages == 0:
+		word = "FAILED: no package was tested"
 	}
 	fmt.Fprintf(out, "test: %s: %d packages, %d tests passed, %d failed, %d skipped, %d s\n", word, s.packages, s.passed, s.failed, s.skipped, int(time.Since(start).Seconds()))
 	return word == "ok"

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 )
 
 // daemonProcess is a running nix-daemon. It forks for each connection, into sessions of their own.
@@ -49,10 +50,17 @@ func (s *Store) start() {
 	if err != nil {
 		s.t.Fatalf("starting nix-daemon: %v", err)
 	}
+	unwatch, err := watch(cmd.Process.Pid, s.dir)
+	if err != nil {
+		killTree(cmd.Process.Pid)
+		_ = cmd.Wait()
+		s.t.Fatalf("watching nix-daemon: %v", err)
+	}
 	d := &daemonProcess{cmd: cmd, exited: make(chan struct{})}
 	go func() {
 		defer close(d.exited)
 		_ = cmd.Wait() // it never ends well: it is killed
+		unwatch()
 	}()
 	s.d = d
 	s.t.Cleanup(func() {
@@ -63,6 +71,25 @@ func (s *Store) start() {
 			}
 		}
 	})
+}
+
+// watch starts a shell that kills the daemon and removes the directory when this process ends without having done
+// so: a test that panics or runs out of time does not clean up. unwatch ends it.
+func watch(pid int, dir string) (unwatch func(), err error) {
+	cmd := exec.Command("/bin/sh", "-c", `read -r done && exit; kill -9 "$1"; chmod -R u+w "$2"; rm -rf "$2"`,
+		"sh", strconv.Itoa(pid), dir)
+	ownGroup(cmd) // the terminal's interrupt is not for it
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return func() {
+		_, _ = stdin.Write([]byte("done\n"))
+		_ = cmd.Wait() // closes the pipe; nobody asks how it went
+	}, nil
 }
 
 func (s *Store) logFile() string { return filepath.Join(s.dir, "daemon.log") }

@@ -2,8 +2,11 @@ package testnix_test
 
 import (
 	"bufio"
+	"errors"
+	"io"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -84,5 +87,48 @@ func TestEnvironmentIsHermetic(t *testing.T) {
 	s := testnix.New(t)
 	if got := s.Run("nix", "show-config"); strings.Contains(got, "max-jobs = 77") {
 		t.Error("the user's NIX_CONFIG counts")
+	}
+}
+
+// TestNothingIsLeftAfterPanic runs this test program again, so that it dies with a daemon running.
+func TestNothingIsLeftAfterPanic(t *testing.T) {
+	t.Parallel()
+	const variable = "TESTNIX_DIE"
+	if os.Getenv(variable) != "" {
+		s := testnix.New(t)
+		s.Run("nix-store", "--add", s.File("f", "x"))
+		os.Stdout.WriteString("daemon of " + s.Dir() + "\n")
+		os.Exit(3)
+	}
+	testnix.Versions(t)
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), program, "-test.run=^TestNothingIsLeftAfterPanic$", "-test.parallel=1")
+	cmd.Env = append(os.Environ(), variable+"=1")
+	// The watcher holds this pipe too, so the output ends when all is cleaned up.
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd.Stdout, cmd.ExtraFiles = w, []*os.File{w}
+	err = errors.Join(cmd.Start(), w.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	_, rest, ok := strings.Cut(string(out), "daemon of ")
+	if !ok {
+		t.Skip("SKIP: no store in the inner test: " + string(out))
+	}
+	dir, _, _ := strings.Cut(rest, "\n")
+	if _, err := os.Stat(dir); err == nil {
+		t.Errorf("%s is still there", dir)
 	}
 }

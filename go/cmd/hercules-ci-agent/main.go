@@ -61,7 +61,7 @@ func run(args []string, stdout io.Writer, stderr *os.File) int {
 		err = errors.New("--config FILE is missing")
 	}
 	if err != nil {
-		complain(stderr, fmt.Errorf("%w\nTry %s --help.", err, name))
+		complain(stderr, fmt.Errorf("%w\ntry %s --help", err, name))
 		return 1
 	}
 

@@ -80,10 +80,12 @@ func TestLines(t *testing.T) {
 		"kinds": {func(l *slog.Logger) {
 			l.Info("m", "s", "x", "n", 3, "b", true, "d", 1500*time.Millisecond, "e", errors.New("no such file"), "v", loud{}, "nil", nil)
 		}, `m s=x n=3 b=true d=1.5s e="no such file" v=resolved nil=<nil>`},
-		"empty and odd values": {func(l *slog.Logger) {
-			l.Info("m", "a", "", "b", "x=y", "c", `say "hi"`, "d", "a\nb\x1b[1m", "e", "\xff")
+		"empty and odd values": {
+			func(l *slog.Logger) {
+				l.Info("m", "a", "", "b", "x=y", "c", `say "hi"`, "d", "a\nb\x1b[1m", "e", "\xff")
+			},
+			`m a="" b="x=y" c="say \"hi\"" d="a\nb\x1b[1m" e="\xff"`,
 		},
-			`m a="" b="x=y" c="say \"hi\"" d="a\nb\x1b[1m" e="\xff"`},
 		"a message cannot begin a line": {func(l *slog.Logger) { l.Info("a\n<0>b \"c\" \x1b[2J") }, `a\n<0>b "c" \x1b[2J`},
 		"unicode stays":                 {func(l *slog.Logger) { l.Info("grün", "k", "œuvre") }, `grün k=œuvre`},
 		"groups": {func(l *slog.Logger) {

@@ -253,8 +253,10 @@ func TestWriteNetrc(t *testing.T) {
 		wantMode(t, path, 0o600)
 	}
 	for _, l := range []secrets.Login{
-		{Host: "h", User: "u", Password: secrets.NewSensitive("a b")}, {Host: "h\nmachine x", User: "u", Password: secrets.NewSensitive("p")},
-		{Host: "h", Password: secrets.NewSensitive("p")}, {Host: "h", User: "u"},
+		{Host: "h", User: "u", Password: secrets.NewSensitive("a b")},
+		{Host: "h\nmachine x", User: "u", Password: secrets.NewSensitive("p")},
+		{Host: "h", Password: secrets.NewSensitive("p")},
+		{Host: "h", User: "u"},
 	} {
 		if _, err := secrets.WriteNetrc(t.TempDir(), "", []secrets.Login{l}); err == nil || strings.Contains(err.Error(), "a b") {
 			t.Errorf("%+v: got %v", l, err)

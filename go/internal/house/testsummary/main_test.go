@@ -29,18 +29,21 @@ func TestSummarize(t *testing.T) {
 			`{"Action":"output","Package":"a","Test":"T","Output":"what went wrong\n"}
 {"Action":"fail","Package":"a","Test":"T"}
 {"Action":"fail","Package":"a"}`, false,
-			[]string{"what went wrong", "FAIL  a ", "test: FAILED in a: 1 packages, 0 tests passed, 1 failed"}, nil,
+			[]string{"what went wrong", "FAIL  a ", "test: FAILED in a: 1 packages, 0 tests passed, 1 failed"},
+			nil,
 		},
 		"died in the middle": {
 			`{"Action":"output","Package":"a","Test":"T","Output":"panic: x\n"}
 {"Action":"fail","Package":"a"}`, false,
-			[]string{"panic: x", "FAILED in a"}, nil,
+			[]string{"panic: x", "FAILED in a"},
+			nil,
 		},
 		"does not build": {
 			`{"ImportPath":"a [a.test]","Action":"build-output","Output":"a.go:1: undefined: x\n"}
 {"ImportPath":"a [a.test]","Action":"build-fail"}
 {"Action":"fail","Package":"a","FailedBuild":"a [a.test]"}`, false,
-			[]string{"undefined: x", "FAILED in a"}, nil,
+			[]string{"undefined: x", "FAILED in a"},
+			nil,
 		},
 		"nothing":          {``, false, []string{"FAILED: no package was tested"}, nil},
 		"not of go test":   {"go: cannot find main module\n", false, []string{"go: cannot find main module", "FAILED"}, nil},

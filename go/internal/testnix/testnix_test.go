@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -130,5 +131,29 @@ func TestNothingIsLeftAfterPanic(t *testing.T) {
 	dir, _, _ := strings.Cut(rest, "\n")
 	if _, err := os.Stat(dir); err == nil {
 		t.Errorf("%s is still there", dir)
+	}
+}
+
+func TestNixVersionScript(t *testing.T) {
+	t.Parallel()
+	n := testnix.Versions(t)[0]
+	target := filepath.Join(t.TempDir(), "suite")
+	if err := os.MkdirAll(filepath.Join(target, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run := func() (string, error) {
+		cmd := exec.CommandContext(t.Context(), "/bin/sh", "nix-version.sh", "suite", target)
+		cmd.Env = []string{"PATH=/nonexistent", "HOME=/nonexistent"}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := run(); err == nil || !strings.Contains(out, "apt-get install mmdebstrap") {
+		t.Errorf("without mmdebstrap: %v, %s", err, out)
+	}
+	if err := os.Symlink(filepath.Join(n.Bin, "nix"), filepath.Join(target, "bin", "nix")); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run(); err != nil || !strings.Contains(out, n.Version) {
+		t.Errorf("with all in place: %v, %s", err, out)
 	}
 }

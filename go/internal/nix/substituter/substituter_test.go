@@ -77,7 +77,7 @@ func TestRealStores(t *testing.T) {
 			t.Fatalf("the closure has %d paths", len(want))
 		}
 
-		for _, uri := range []string{"file://" + dir, server.URL, server.URL + "/?priority=3", "local?root=" + root, root} {
+		for _, uri := range []string{"file://" + dir, server.URL, server.URL + "/?priority=3", "local?root=" + root, root, s.NixRemote()} {
 			t.Run(uri[:4], func(t *testing.T) {
 				st := open(t, uri, substituter.Options{Nix: s.Program("nix-daemon"), Env: s.Env()})
 				for range 2 { // the second time from memory

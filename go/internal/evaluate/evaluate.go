@@ -134,6 +134,8 @@ type run struct {
 
 	logMu sync.Mutex
 	dir   string // its work directory
+	// started: the sources are there, so that what goes wrong is said in the events.
+	started bool
 
 	events   *report.Collector
 	planner  *report.Planner
@@ -149,10 +151,11 @@ func (r *run) run(ctx context.Context) (err error) {
 			r.deps.Slog.Warn("evaluation left files behind", "path", r.dir, "error", rmErr)
 		}
 	}()
-	ctx, fail := context.WithCancelCause(ctx)
+	taskCtx := ctx
+	ctx, fail := context.WithCancelCause(taskCtx)
 	defer fail(nil)
-	r.events = report.NewCollector(context.WithoutCancel(ctx), report.CollectorConfig{
-		Post: r.post(ctx), Delay: r.deps.BatchDelay, MaxEvents: r.deps.MaxEvents, Contact: r.deps.APIBaseURL, Fail: fail,
+	r.events = report.NewCollector(taskCtx, report.CollectorConfig{
+		Post: r.deps.PostEvents, Delay: r.deps.BatchDelay, MaxEvents: r.deps.MaxEvents, Contact: r.deps.APIBaseURL, Fail: fail,
 	})
 	err = r.evaluate(ctx, fail)
 	if cause := context.Cause(ctx); cause != nil {
@@ -161,24 +164,21 @@ func (r *run) run(ctx context.Context) (err error) {
 	var project *source.ProjectError
 	if errors.As(err, &project) {
 		err = r.message(project.Text)
-	} else if err != nil && !errors.Is(err, report.ErrLimit) && !errors.Is(err, traverse.ErrJobTime) && ctx.Err() == nil {
-		err = errors.Join(err, r.message("The evaluation could not be finished: "+err.Error()))
+	} else if err != nil && r.started && !told(err) && taskCtx.Err() == nil {
+		if msgErr := r.message("The evaluation could not be finished: " + err.Error()); msgErr != nil {
+			err = errors.Join(err, msgErr)
+		}
 	}
 	// What was found before a failure is still reported.
-	if closeErr := r.events.Close(ctx); err == nil {
+	if closeErr := r.events.Close(taskCtx); err == nil {
 		err = closeErr
 	}
 	return err
 }
 
-// post ends with the evaluation's context, also when the events themselves are flushed to the end.
-func (r *run) post(ctx context.Context) report.Poster {
-	return func(c context.Context, events []agentapi.EvaluateEvent) error {
-		c, cancel := context.WithCancelCause(c)
-		defer cancel(nil)
-		defer context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })()
-		return r.deps.PostEvents(c, events)
-	}
+// told: the message of a limit is among the events already.
+func told(err error) bool {
+	return errors.Is(err, report.ErrLimit) || errors.Is(err, traverse.ErrJobTime)
 }
 
 func (r *run) message(text string) error {
@@ -195,6 +195,7 @@ func (r *run) evaluate(ctx context.Context, fail func(error)) (err error) {
 	if err != nil {
 		return err
 	}
+	r.started = true
 	netrc, err := r.writeNetrc()
 	if err != nil {
 		return err

@@ -30,7 +30,7 @@ trap 'exit 1' HUP INT TERM
 
 # A mirror that stands still must not make a test setup fail, so the date of the release file is not looked at;
 # its signature is.
-mmdebstrap --quiet --variant=extract --include=nix-bin,patchelf,ca-certificates \
+mmdebstrap --quiet --variant=extract --include=nix-bin,patchelf \
 	--aptopt='Acquire::Check-Valid-Until "false"' \
 	--aptopt='APT::Install-Recommends "false"' \
 	--format=directory "$suite" "$work/root" >"$work/log" 2>&1 || {
@@ -58,7 +58,7 @@ for program in "$work"/root/usr/bin/nix-*; do
 done
 
 rm -rf "$target"
-mv "$work" "$target"
+mv -T "$work" "$target" || [ -x "$target/bin/nix" ] # another run may have been first
 trap - EXIT
 chmod 755 "$target"
 rm -f "$target/log"

@@ -55,6 +55,8 @@ func (wk *worker) realise(ctx context.Context, paths []daemon.DerivedPath) error
 		w.mu.Unlock()
 		return w.realised(w.realiseAll(ctx, paths, false))
 	}
+	// A plain path, such as the source of an input, is no import from derivation, and not worth a change of order.
+	owned = owned && slices.ContainsFunc(paths, func(p daemon.DerivedPath) bool { return p.Outputs != nil })
 	ifds := w.ifdEvents(n, paths)
 	if owned {
 		n.events = append(n.events, ifds(false)...)

@@ -35,7 +35,7 @@ func (wk *worker) checkLocked(ref string) error {
 	}
 	plain := evaluator.StripANSI(e.Message)
 	if strings.Contains(plain, "lock file") && (strings.Contains(plain, "--no-update-lock-file") || strings.Contains(plain, "cannot write modified lock file")) ||
-		strings.Contains(plain, "flake registries") {
+		strings.Contains(plain, "flake registries") || strings.Contains(plain, "registry lookups") {
 		return &unlockedError{text: fmt.Sprintf("the lock file of flake %s is missing or does not fit its inputs, and inputs that are not locked are refused; run nix flake lock and commit flake.lock\n\n%s", ref, e.Message)}
 	}
 	return e

@@ -181,7 +181,7 @@ func (p *project) lines() []string {
 func (p *project) line(e agentapi.EvaluateEvent) string {
 	drv := func(s string) string { return s[min(len(s), 44):] }
 	show := func(s string) string {
-		s = evaluator.StripANSI(strings.ReplaceAll(s, p.dir, "DIR"))
+		s = evaluator.StripANSI(strings.NewReplacer(p.dir, "DIR", p.store.Root(), "").Replace(s))
 		if p.whole {
 			return hashes.ReplaceAllString(blanks.ReplaceAllString(s, "\n"), "/nix/store/HASH-")
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"hercules/internal/nix/evaluator"
@@ -120,6 +121,14 @@ func (wk *worker) failed(n *node, err error, alone bool) {
 	if n.owner != wk || n.state != running {
 		return // somebody else's by now
 	}
+	if lostStore(err) {
+		wk.poisoned = true
+		if n.attempts < 2 {
+			n.attempts++
+			w.requeue(run{n})
+			return
+		}
+	}
 	if crash, ok := errors.AsType[*evaluator.CrashError](err); ok {
 		// It may have been the attributes before it, or somebody's kill.
 		again := !crash.StackOverflow() && !errors.Is(err, errAttributeTime) && n.attempts < 1
@@ -134,6 +143,16 @@ func (wk *worker) failed(n *node, err error, alone bool) {
 		}
 	}
 	w.finish(n, []agentapi.EvaluateEvent{w.errorEvent(n.path(), err)}, nil)
+}
+
+// lostStore says that an evaluation failed because the daemon went away. Nix does not connect again.
+func lostStore(err error) bool {
+	e, ok := errors.AsType[*evaluator.EvalError](err)
+	if !ok {
+		return false
+	}
+	text := evaluator.StripANSI(e.Message)
+	return strings.Contains(text, "connection to remote store '") || strings.Contains(text, "Nix daemon disconnected unexpectedly")
 }
 
 // errorEvent reports an error of an attribute; walk.mu is held.

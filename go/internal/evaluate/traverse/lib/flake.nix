@@ -89,7 +89,8 @@ let
           builtins.unsafeDiscardStringContext path
         else
           builtins.unsafeDiscardStringContext "${path}";
-      inStore = builtins.substring 0 (builtins.stringLength builtins.storeDir + 1) text == builtins.storeDir + "/";
+      # The store may be somewhere else physically, and then the path of a source says so.
+      inStore = builtins.replaceStrings [ (builtins.storeDir + "/") ] [ "" ] text != text;
     in
     builtins.seq description (
       if inStore && builtins.pathExists (if builtins.isAttrs path then "${path}" else path) then

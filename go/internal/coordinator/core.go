@@ -181,13 +181,18 @@ func (c *core) startEvaluation(cmd plan.StartEvaluation) {
 		return
 	}
 	r := c.jobs[cmd.Job]
+	if len(cmd.Inputs) == 0 {
+		c.send(cmd.Agent, agentapi.ServicePayload{StartEvaluation: r.task(cmd, token, nil)})
+		return
+	}
 	// Finding out about extra inputs may ask a network.
 	c.wg.Go(func() {
-		task, err := r.task(cmd, token)
+		inputs, err := r.resolve(cmd)
 		if err != nil {
 			c.Apply(plan.TaskFinished{Task: cmd.Task, Status: exceptional(err)})
 			return
 		}
+		task := r.task(cmd, token, inputs)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.planner.Live(cmd.Task, cmd.Agent) && !c.closed {
@@ -340,8 +345,26 @@ func (c *core) Source(ctx context.Context, secret string) (string, bool, error) 
 
 var errNoInputs = errors.New("extra inputs of jobs can't be found here")
 
+// resolve finds the extra inputs of a handler.
+func (r *jobRun) resolve(cmd plan.StartEvaluation) (agentapi.Map[string, agentapi.ImmutableInput], error) {
+	inputs := agentapi.Map[string, agentapi.ImmutableInput]{}
+	for name, d := range cmd.Inputs {
+		if d.SiblingInput == nil {
+			return nil, fmt.Errorf("extra input %s of %s is of an unknown kind", name, cmd.Evaluation)
+		}
+		err := errNoInputs
+		if r.job.ExtraInputs != nil {
+			inputs[name], err = r.job.ExtraInputs(d.SiblingInput.Project, d.SiblingInput.Ref)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("extra input %s (project %s) of %s: %w", name, d.SiblingInput.Project, cmd.Evaluation, err)
+		}
+	}
+	return inputs, nil
+}
+
 // task makes the message for an evaluation.
-func (r *jobRun) task(cmd plan.StartEvaluation, logToken string) (*agentapi.EvaluateTask, error) {
+func (r *jobRun) task(cmd plan.StartEvaluation, logToken string, inputs agentapi.Map[string, agentapi.ImmutableInput]) *agentapi.EvaluateTask {
 	j := &r.job
 	t := &agentapi.EvaluateTask{
 		ID: cmd.Task, LogToken: logToken, IsFlakeJob: j.Flake,
@@ -377,19 +400,6 @@ func (r *jobRun) task(cmd plan.StartEvaluation, logToken string) (*agentapi.Eval
 		creds := agentapi.List[agentapi.Credential](j.Credentials)
 		t.ExtraGitCredentials = &creds
 	}
-	inputs := agentapi.Map[string, agentapi.ImmutableInput]{}
-	for name, d := range cmd.Inputs {
-		if d.SiblingInput == nil {
-			return nil, fmt.Errorf("extra input %s of %s is of an unknown kind", name, cmd.Evaluation)
-		}
-		err := errNoInputs
-		if j.ExtraInputs != nil {
-			inputs[name], err = j.ExtraInputs(d.SiblingInput.Project, d.SiblingInput.Ref)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("extra input %s (project %s) of %s: %w", name, d.SiblingInput.Project, cmd.Evaluation, err)
-		}
-	}
 	switch cmd.Kind {
 	case plan.OnPush:
 		t.Selector.OnPush = &agentapi.OnPush{Name: cmd.Handler, Inputs: inputs}
@@ -398,5 +408,5 @@ func (r *jobRun) task(cmd plan.StartEvaluation, logToken string) (*agentapi.Eval
 	default:
 		t.Selector.ConfigOrLegacy = &agentapi.Unit{}
 	}
-	return t, nil
+	return t
 }

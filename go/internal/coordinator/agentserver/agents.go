@@ -172,15 +172,24 @@ func (a *agents) suspect(p *agentPeer, start agentapi.ID, missing []agentapi.ID)
 
 func (a *agents) disconnected(p *agentPeer, err error) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	r := a.byID[agentapi.ID(p.Identity())]
 	if r == nil || a.closed || errors.Is(err, socket.ErrReplaced) {
+		a.mu.Unlock()
 		return
 	}
 	a.s.cfg.Log.Info("agent disconnected", "agent", r.Start, "error", err)
 	r.connected = false
-	if r.up {
+	// The next process of the same agent may be here before the end of this one is noticed.
+	replaced := false
+	for _, o := range a.byID {
+		replaced = replaced || o != r && o.Session.ID == r.Session.ID && o.connected
+	}
+	if r.up && !replaced {
 		r.lost = time.AfterFunc(a.s.cfg.LostAfter, func() { a.expire(r) })
+	}
+	a.mu.Unlock()
+	if replaced {
+		a.down(r.Start, true)
 	}
 }
 

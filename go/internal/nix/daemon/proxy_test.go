@@ -192,7 +192,7 @@ func TestHookRefusesAndWaits(t *testing.T) {
 			},
 		}})
 		file := s.File("ifd.nix", testnix.Prelude+`import (sh "imported" {} "echo 1 > $out")`)
-		b, err := through(s, socket, "nix-instantiate", "--eval", file).CombinedOutput()
+		b, err := through(s, socket, "nix-instantiate", "--eval", "--read-write-mode", file).CombinedOutput()
 		if err == nil || !strings.Contains(string(b), "-imported.drv may not be built here") {
 			t.Errorf("%v: %s", err, b)
 		}
@@ -207,7 +207,7 @@ func TestHookRefusesAndWaits(t *testing.T) {
 			}
 		}
 		forever := s.File("forever.nix", testnix.Prelude+`import (sh "forever" {} "echo 1 > $out")`)
-		cmd := through(s, socket, "nix-instantiate", "--eval", forever)
+		cmd := through(s, socket, "nix-instantiate", "--eval", "--read-write-mode", forever)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}

@@ -214,6 +214,9 @@ func (c *proxyConn) operation(o op, f form) error {
 	if c.relayLog(f.name) {
 		c.ur.begin()
 		relay(c.cw, c.ur, f.res)
+		if remote, ok := errors.AsType[*RemoteError](c.ur.err); ok {
+			_ = c.refuse(remote) // in the place of a NAR
+		}
 	}
 	if c.duplex {
 		if c.ur.err != nil {

@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+)
+
+// status is the line that the service manager shows.
+type status struct {
+	service Service
+
+	mu      sync.Mutex
+	ready   bool
+	online  bool
+	leaving bool
+	running map[string]int
+}
+
+func (s *status) connected() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.online = true
+	if !s.ready && !s.leaving {
+		s.ready = true
+		s.service.Ready(s.line())
+		return
+	}
+	s.service.Status(s.line())
+}
+
+func (s *status) disconnected() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.online = false
+	s.service.Status(s.line())
+}
+
+func (s *status) stopping() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaving = true
+	s.service.Stopping(s.line())
+}
+
+func (s *status) tasks(running map[string]int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running = running
+	s.service.Status(s.line())
+}
+
+func (s *status) line() string {
+	what := "not connected to the coordinator, trying again"
+	switch {
+	case s.leaving:
+		what = "leaving"
+	case s.online:
+		what = "online"
+	}
+	var doing []string
+	for _, kind := range []string{evaluation, building, effect} {
+		switch n := s.running[kind]; n {
+		case 0:
+		case 1:
+			doing = append(doing, "1 "+kind)
+		default:
+			doing = append(doing, fmt.Sprintf("%d %ss", n, kind))
+		}
+	}
+	if len(doing) == 0 {
+		return what + "; idle"
+	}
+	return what + "; running " + strings.Join(doing, ", ")
+}
+
+// noService is for programs that no service manager watches.
+type noService struct{}
+
+func (noService) Ready(string)                                       {}
+func (noService) Status(string)                                      {}
+func (noService) Stopping(string)                                    {}
+func (noService) Watch(context.Context, func(context.Context) error) {}

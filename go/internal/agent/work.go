@@ -1,0 +1,206 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"strings"
+
+	"hercules/internal/build"
+	"hercules/internal/evaluate"
+	"hercules/internal/evaluate/report"
+	"hercules/internal/evaluate/traverse"
+	"hercules/internal/nix/daemon"
+	"hercules/internal/nix/substituter"
+	"hercules/internal/tasklog"
+	"hercules/internal/wire/agentapi"
+)
+
+// work is what tasks have in common.
+type work struct {
+	// settings are sent to the daemon: what this user's Nix would send, with what agent-behaviour 5.3 puts on top.
+	settings map[string]string
+	// evaluator are the settings that differ from those of the user's Nix, for evaluators.
+	evaluator    map[string]string
+	substituters []string
+	verbosity    daemon.Verbosity
+	caches       *http.Client // shared, for its connections
+	sources      *http.Client
+}
+
+var verbosities = map[string]daemon.Verbosity{
+	"Error": daemon.Error, "Warn": daemon.Warn, "Notice": daemon.Notice, "Info": daemon.Info,
+	"Talkative": daemon.Talkative, "Chatty": daemon.Chatty, "Debug": daemon.Debug, "Vomit": daemon.Vomit,
+}
+
+func (a *agent) prepareWork(nixInfo) (work, error) {
+	w := work{
+		settings:     a.nix.Overridden(),
+		evaluator:    map[string]string{},
+		substituters: a.substituters(),
+		verbosity:    max(daemon.Info, verbosities[a.cfg.NixVerbosity]),
+		caches:       &http.Client{Transport: cacheTransport()},
+	}
+	if a.opt.Transport != nil {
+		w.sources = &http.Client{Transport: a.opt.Transport}
+	}
+	maps.Copy(w.evaluator, a.cfg.NixSettings)
+	// Only where they say something new: to a daemon that does not trust us each of them is a warning in every log.
+	if len(a.caches.Caches) > 0 {
+		for _, settings := range []map[string]string{w.settings, w.evaluator} {
+			settings["substituters"] = strings.Join(w.substituters, " ")
+			settings["trusted-public-keys"] = strings.Join(a.publicKeys(), " ")
+		}
+	}
+	a.netrc = &netrc{dir: a.secure, operator: a.nix.NetrcFile(), logins: a.caches.CachixLogins()}
+	_, err := a.netrc.file()
+	return w, err
+}
+
+func cacheTransport() *http.Transport {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.MaxIdleConnsPerHost = 32
+	return t
+}
+
+// taskSettings are those of one task.
+func (a *agent) taskSettings() (map[string]string, error) {
+	settings := maps.Clone(a.work.settings)
+	file, err := a.netrc.file()
+	if err != nil {
+		return nil, err
+	}
+	if file != "" {
+		settings["netrc-file"] = file
+	}
+	return settings, nil
+}
+
+func (a *agent) build(t *agentapi.BuildTask) job {
+	return job{
+		id: t.ID, kind: building, logToken: t.LogToken, attrs: []any{"drv", t.DerivationPath},
+		run: func(ctx context.Context, log *tasklog.Log) (agentapi.TaskStatus, error) {
+			settings, err := a.taskSettings()
+			if err != nil {
+				log.Line(daemon.Error, err.Error())
+				return agentapi.TaskStatus{}, err
+			}
+			return build.Run(ctx, t, build.Deps{
+				Conns:           a.conns,
+				Settings:        settings,
+				Verbosity:       a.work.verbosity,
+				Trusted:         a.cfg.NixUserIsTrusted,
+				RemotePlatforms: a.cfg.RemotePlatformsWithSameFeatures,
+				Log:             log,
+				Post: func(ctx context.Context, events []agentapi.BuildEvent) error {
+					return a.api.PostBuildEvents(ctx, t.ID, events)
+				},
+				Logger: a.log.With("task", t.ID),
+			})
+		},
+	}
+}
+
+func (a *agent) evaluation(t *agentapi.EvaluateTask) job {
+	return job{
+		id: t.ID, kind: evaluation, logToken: t.LogToken, attrs: sourceAttrs(t),
+		run: func(ctx context.Context, log *tasklog.Log) (agentapi.TaskStatus, error) {
+			settings, err := a.taskSettings()
+			if err != nil {
+				log.Line(daemon.Error, err.Error())
+				return agentapi.TaskStatus{}, err
+			}
+			caches, closeCaches := a.openCaches(ctx, log)
+			defer closeCaches()
+			lines := make([]string, 0, len(a.netrc.logins))
+			for _, l := range a.netrc.logins {
+				line, err := l.NetrcLine()
+				if err != nil {
+					return agentapi.TaskStatus{}, err
+				}
+				lines = append(lines, line)
+			}
+			status, err := evaluate.Run(ctx, t, evaluate.Deps{
+				PostEvents: func(ctx context.Context, events []agentapi.EvaluateEvent) error {
+					return a.api.PostEvaluateEvents(ctx, t.ID, events)
+				},
+				BuildStatus:                  a.api.EvalBuild,
+				Log:                          log.Event,
+				Slog:                         a.log.With("task", t.ID),
+				Endpoint:                     a.store.Endpoint,
+				DaemonSettings:               settings,
+				NixProgram:                   a.opt.NixProgram,
+				NixSettings:                  a.work.evaluator,
+				Env:                          a.opt.Env,
+				NetrcFile:                    a.nix.NetrcFile(),
+				NetrcLines:                   lines,
+				AllowInsecureBuiltinFetchers: a.cfg.AllowInsecureBuiltinFetchers,
+				Caches:                       caches,
+				WorkDirectory:                a.cfg.WorkDirectory,
+				HTTPClient:                   a.work.sources,
+				APIBaseURL:                   a.cfg.APIBaseURL,
+				Limits: traverse.Limits{
+					Workers:       a.cfg.EvaluationWorkers,
+					Memory:        uint64(max(0, a.cfg.EvaluationMemory())),
+					AttributeTime: a.cfg.AttributeTimeout(),
+					JobTime:       a.cfg.EvaluationTimeout(),
+				},
+				PollInterval: a.opt.Times.Poll,
+				BatchDelay:   a.opt.Times.Batch,
+			})
+			if status.Exceptional != nil && ctx.Err() == nil {
+				log.Line(daemon.Error, *status.Exceptional)
+			}
+			return status, err
+		},
+	}
+}
+
+// openCaches opens the substituters for one evaluation: what a cache says is remembered until it ends.
+func (a *agent) openCaches(ctx context.Context, log *tasklog.Log) (caches []report.Cache, closeAll func()) {
+	var stores []substituter.Store
+	netrc, _ := a.netrc.file()
+	for _, uri := range a.work.substituters {
+		s, err := substituter.Open(ctx, uri, substituter.Options{
+			Client: a.work.caches, Netrc: netrc, Env: a.opt.Env, Settings: a.work.settings,
+		})
+		if err != nil {
+			log.Line(daemon.Warn, "warning: "+err.Error())
+			continue
+		}
+		stores = append(stores, s)
+		caches = append(caches, s)
+	}
+	return caches, func() {
+		for _, s := range stores {
+			if err := s.Close(); err != nil {
+				a.log.Debug("closing a cache", "error", err)
+			}
+		}
+	}
+}
+
+// sourceAttrs say for the agent's own log what is evaluated.
+func sourceAttrs(t *agentapi.EvaluateTask) []any {
+	if g := t.Inputs["src"].Git; g != nil {
+		attrs := []any{"rev", g.Rev}
+		if g.WebURL != nil {
+			attrs = append(attrs, "source", *g.WebURL)
+		}
+		return attrs
+	}
+	return nil
+}
+
+var errEffects = errors.New("effects are not supported by this version of the agent")
+
+func (a *agent) effect(t *agentapi.EffectTask) job {
+	return job{
+		id: t.ID, kind: effect, logToken: t.LogToken, attrs: []any{"drv", t.DerivationPath},
+		run: func(_ context.Context, log *tasklog.Log) (agentapi.TaskStatus, error) {
+			log.Line(daemon.Error, errEffects.Error())
+			return agentapi.TaskStatus{}, errEffects
+		},
+	}
+}

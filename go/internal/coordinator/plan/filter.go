@@ -73,9 +73,9 @@ func ParseFilter(patterns []string) (Filter, error) {
 
 func (p Pattern) String() string { return p.text }
 
-// match tells whether the pattern matches attr or something above it; of errors also whether attr is above
+// Match tells whether the pattern matches attr or something above it; of errors also whether attr is above
 // something that it could match, since the error hides that.
-func (p Pattern) match(attr []string, isError bool) bool {
+func (p Pattern) Match(attr []string, isError bool) bool {
 	// states[i]: the first i segments have been used up
 	states := make([]bool, len(p.segments)+1)
 	states[0] = true

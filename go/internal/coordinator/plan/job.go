@@ -52,7 +52,7 @@ func (j *job) selects(path []string, isError bool) bool {
 	}
 	ok := false
 	for i, p := range j.filter {
-		if p.match(path, isError) {
+		if p.Match(path, isError) {
 			j.matched[i], ok = true, true
 		}
 	}

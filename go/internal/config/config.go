@@ -50,8 +50,8 @@ func (c *Condition) UnmarshalJSON(b []byte) error {
 	return formats.Unmarshal(b, (*formats.Condition)(c))
 }
 
-// Load reads a configuration file, JSON where its name ends in .json and TOML otherwise, and fills in the defaults of
-// this machine and environment. An error that is due to the content is a *schema.Error with all of its problems.
+// Load reads a configuration file, JSON where its name ends in .json and TOML otherwise, and fills in all defaults,
+// also those of this machine and environment. An error that is due to the content is a *schema.Error with all of its problems.
 func Load(path string) (*Config, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -65,7 +65,12 @@ func Load(path string) (*Config, error) {
 	if len(data) > maxSize {
 		return nil, fmt.Errorf("configuration %s: larger than %d MiB", path, maxSize>>20)
 	}
-	c, err := Parse(path, data, os.Getenv)
+	return Parse(path, data, os.Getenv)
+}
+
+// Parse is Load of a content. The name decides the format and is shown in errors.
+func Parse(name string, data []byte, getenv func(string) string) (*Config, error) {
+	c, err := parse(name, data, getenv)
 	if err != nil {
 		return nil, err
 	}
@@ -73,18 +78,17 @@ func Load(path string) (*Config, error) {
 	return c, nil
 }
 
-// Parse is Load without the file and the machine: what depends on the machine stays 0. The name decides the format
-// and is shown in errors.
-func Parse(name string, data []byte, getenv func(string) string) (*Config, error) {
+// parse leaves what depends on the machine at 0.
+func parse(name string, data []byte, getenv func(string) string) (*Config, error) {
 	s, err := agent()
 	if err != nil {
 		return nil, err
 	}
-	parse := tree.ParseTOML
+	read := tree.ParseTOML
 	if strings.HasSuffix(name, ".json") {
-		parse = tree.ParseJSON
+		read = tree.ParseJSON
 	}
-	root, err := parse(data)
+	root, err := read(data)
 	if err != nil {
 		p := schema.Problem{Message: err.Error()}
 		if e, ok := errors.AsType[*tree.SyntaxError](err); ok {

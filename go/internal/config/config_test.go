@@ -35,7 +35,7 @@ func TestDefaults(t *testing.T) {
 		"nulls.json": `{"baseDirectory": "/var/lib/x", "labels": null, "concurrentTasks": null, "logLevel": null, "apiBaseUrl": null,
 			"workDirectory": null, "nixSettings": {"cores": null}, "remotePlatformsWithSameFeatures": null, "effectMountables": null}`,
 	} {
-		got, err := config.Parse(name, []byte(in), noEnv)
+		got, err := config.ParseOnly(name, []byte(in), noEnv)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -186,6 +186,18 @@ func TestLoad(t *testing.T) {
 	}
 	if _, err = config.Load(path); err == nil || strings.Count(err.Error(), path) != 2 {
 		t.Errorf("each of two problems has to name the file: %v", err)
+	}
+}
+
+// TestParseFitsToTheMachine: a content that comes from elsewhere than a file is as complete as a file.
+func TestParseFitsToTheMachine(t *testing.T) {
+	t.Parallel()
+	c, err := config.Parse("a", []byte("baseDirectory='/x'"), noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.ConcurrentTasks < 2 || c.EvaluationWorkers < 1 {
+		t.Errorf("got %+v", c)
 	}
 }
 

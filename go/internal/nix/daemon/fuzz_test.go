@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bufio"
 	"bytes"
 	"io"
 	"strings"
@@ -69,6 +70,8 @@ func FuzzReply(f *testing.F) {
 	}))
 	f.Add(encode(func(w *writer) { w.clientOptions(&clientOptions{overrides: map[string]string{"a": "b"}}) }))
 	f.Add(bytes.Repeat([]byte{0xff}, 64))
+	r := newReader(nil)
+	w := newWriter(nil)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, protocol := range []proto{{version: versionMin}, {version: versionMax}, {version: versionMax, features: knownFeatures}} {
 			for _, decode := range []func(r *reader){
@@ -79,16 +82,20 @@ func FuzzReply(f *testing.F) {
 				func(r *reader) { r.clientOptions() },
 				func(r *reader) { r.derivedPaths() },
 				func(r *reader) { r.daemonInfo(protocol) },
-				func(r *reader) { _, _ = greet(r, newWriter(io.Discard)) },
+				func(r *reader) { _, _ = greet(r, &writer{bufio.NewWriterSize(io.Discard, 16)}) },
 			} {
-				decode(newReader(bytes.NewReader(b)))
+				r.br.Reset(bytes.NewReader(b))
+				r.err = nil
+				decode(r)
 			}
 			for o := range forms {
 				form, _ := protocol.form(o)
 				for _, s := range []string{strings.TrimSuffix(form.args, "f"), form.res} {
 					var out bytes.Buffer
 					src := bytes.NewReader(b)
-					w, r := newWriter(&out), newReader(src)
+					w.bw.Reset(&out)
+					r.br.Reset(src)
+					r.err = nil
 					relay(w, r, s)
 					_ = w.flush()
 					if taken := len(b) - src.Len() - r.br.Buffered(); r.err == nil && !bytes.Equal(out.Bytes(), b[:taken]) {

@@ -1,0 +1,260 @@
+package report
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"hercules/internal/cli/term"
+	"hercules/internal/coordinator"
+	"hercules/internal/coordinator/event"
+	"hercules/internal/wire/agentapi"
+)
+
+const (
+	// tableLimit is how many attributes a table lists; of more, only those that are not good.
+	tableLimit = 60
+	// logTail is how many lines of a failed build's log are shown.
+	logTail = 25
+	// failureLimit is how many failures are shown with their logs.
+	failureLimit = 20
+)
+
+// Summary writes what became of a job: the logs of failures, the table of attributes, and as the last line the
+// verdict. logPath finds the log of a build, "" when there is none.
+func Summary(s *term.Screen, result *coordinator.Result, logPath func(drv string) string) error {
+	w := &summary{screen: s, result: result, logPath: logPath}
+	w.failures()
+	w.table()
+	w.verdict()
+	return s.Println(w.lines...)
+}
+
+type summary struct {
+	screen  *term.Screen
+	result  *coordinator.Result
+	logPath func(string) string
+	lines   []string
+}
+
+func (w *summary) add(format string, args ...any) {
+	w.lines = append(w.lines, fmt.Sprintf(format, args...))
+}
+
+// failures shows why: first what could not be evaluated, then each build that failed by itself.
+func (w *summary) failures() {
+	for _, failed := range w.result.EvaluationFailures {
+		w.add("%s evaluating %s", w.screen.Paint(term.Red, "✘"), evaluationName(failed.Evaluation))
+		w.indent(failed.Reason)
+		w.add("")
+	}
+	for _, message := range w.result.Messages {
+		w.add("%s %s", w.screen.Paint(term.Red, "✘"), w.screen.Clean(message.Message))
+		w.add("")
+	}
+	attributes := map[string][]event.AttributeResult{}
+	for _, a := range w.result.Attributes {
+		if a.Outcome == event.EvaluationError {
+			w.add("%s %s", w.screen.Paint(term.Red, "✘"), w.screen.Paint(term.Bold, term.Strip(AttrPath(a.Path))))
+			w.indent(a.Reason)
+			w.add("")
+		}
+		if a.Drv != "" {
+			attributes[a.Drv] = append(attributes[a.Drv], a)
+		}
+	}
+	shown := 0
+	for _, failed := range w.result.Failures {
+		if failed.Status == event.DependencyFailed || failed.Status == event.Cancelled || expected(attributes[failed.Drv]) {
+			continue
+		}
+		if shown++; shown > failureLimit {
+			continue
+		}
+		w.failure(failed, attributes[failed.Drv])
+	}
+	if shown > failureLimit {
+		w.add("… and %d more failed builds", shown-failureLimit)
+		w.add("")
+	}
+}
+
+// expected says that all attributes of a derivation had to fail, so that its log is of no interest.
+func expected(attributes []event.AttributeResult) bool {
+	return len(attributes) > 0 && !slices.ContainsFunc(attributes, func(a event.AttributeResult) bool {
+		return a.Type != agentapi.MustFail
+	})
+}
+
+func (w *summary) failure(failed event.BuildFinished, attributes []event.AttributeResult) {
+	title := DrvName(failed.Drv)
+	if len(attributes) > 0 {
+		title = AttrPath(attributes[0].Path)
+	}
+	style, note := term.Red, ""
+	if len(attributes) > 0 && attributes[0].Outcome == event.FailedIgnored {
+		style, note = term.Yellow, " (may fail)"
+	}
+	w.add("%s %s%s  %s", w.screen.Paint(style, "✘"), w.screen.Paint(term.Bold, term.Strip(title)), note,
+		w.screen.Paint(term.Dim, Duration(milliseconds(failed.DurationMS))))
+	w.indent(failed.Reason)
+	path := w.logPath(failed.Drv)
+	if path != "" {
+		for _, line := range tail(path, logTail) {
+			w.add("  %s %s", w.screen.Paint(term.Dim, "│"), w.screen.Clean(line))
+		}
+		w.add("  log:        %s", path)
+	}
+	w.add("  reproduce:  nix-store --realise %s", failed.Drv)
+	w.add("              nix log %s", failed.Drv)
+	w.add("")
+}
+
+func (w *summary) indent(text string) {
+	text = strings.TrimRight(w.screen.Clean(text), "\n")
+	if text == "" {
+		return
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		w.add("  %s", line)
+	}
+}
+
+var outcomes = map[event.Outcome]struct {
+	sign  string
+	word  string
+	style term.Style
+}{
+	event.Good:              {"✔", "good", term.Green},
+	event.FailedAsExpected:  {"✔", "failed as it must", term.Green},
+	event.FailedIgnored:     {"~", "failed, may fail", term.Yellow},
+	event.NotRun:            {"-", "effect, not run", term.Dim},
+	event.Bad:               {"✘", "failed", term.Red},
+	event.BadDependency:     {"✘", "dependency failed", term.Red},
+	event.UnexpectedSuccess: {"✘", "should have failed", term.Red},
+	event.EvaluationError:   {"✘", "evaluation error", term.Red},
+	event.BuildError:        {"✘", "could not build", term.Red},
+	event.Stopped:           {"-", "stopped", term.Yellow},
+}
+
+func (w *summary) table() {
+	attributes := slices.Clone(w.result.Attributes)
+	// Attributes that waited for a build are reported late; people look for a name.
+	slices.SortStableFunc(attributes, func(a, b event.AttributeResult) int {
+		if c := strings.Compare(a.Evaluation, b.Evaluation); c != 0 {
+			return c
+		}
+		return slices.Compare(a.Path, b.Path)
+	})
+	hidden := 0
+	if len(attributes) > tableLimit {
+		attributes = slices.DeleteFunc(attributes, func(a event.AttributeResult) bool { return a.Outcome == event.Good })
+		hidden = len(w.result.Attributes) - len(attributes)
+	}
+	if len(attributes) == 0 && hidden == 0 {
+		return
+	}
+	var text strings.Builder
+	tw := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+	for _, a := range attributes {
+		what := outcomes[a.Outcome].word
+		if a.Outcome == event.Good && a.Type == agentapi.DependenciesOnly {
+			what = "dependencies good"
+		}
+		note := ""
+		if a.Cause != "" {
+			note = "because of " + DrvName(a.Cause)
+		}
+		// The sign goes in after the columns are made: colours have no width.
+		fmt.Fprintf(tw, "%s\t%s\t%s\n", what, tabless(AttrPath(a.Path)), tabless(note))
+	}
+	_ = tw.Flush() // writes to memory
+	for i, line := range strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n") {
+		if i >= len(attributes) {
+			break
+		}
+		o := outcomes[attributes[i].Outcome]
+		w.add("%s %s", w.screen.Paint(o.style, o.sign), strings.TrimRight(line, " "))
+	}
+	if hidden > 0 {
+		w.add("%s %s not listed", w.screen.Paint(term.Green, "✔"), count(hidden, "good attribute"))
+	}
+	w.add("")
+}
+
+// tabless keeps text in its column.
+func tabless(text string) string {
+	return strings.NewReplacer("\t", " ", "\n", " ").Replace(term.Strip(text))
+}
+
+func (w *summary) verdict() {
+	c := w.result.Counts
+	word, style := "ok", term.Green
+	switch w.result.Status {
+	case event.Succeeded:
+	case event.Cancelled:
+		word, style = "stopped", term.Yellow
+	default:
+		word, style = "failed", term.Red
+	}
+	parts := []string{count(c.Attributes, "attribute"), fmt.Sprintf("%d built", c.Realised)}
+	if there := c.Succeeded - c.Realised; there > 0 {
+		parts = append(parts, fmt.Sprintf("%d already there", there))
+	}
+	if n := c.FailedAsExpected + c.FailedIgnored; n > 0 {
+		parts = append(parts, fmt.Sprintf("%d failed as expected", n))
+	}
+	if c.Bad > 0 {
+		parts = append(parts, fmt.Sprintf("%d failed", c.Bad))
+	}
+	if c.Errors > 0 {
+		parts = append(parts, fmt.Sprintf("%d not evaluated", c.Errors))
+	}
+	if c.NotRun > 0 {
+		parts = append(parts, fmt.Sprintf("%s not run", count(c.NotRun, "effect")))
+	}
+	w.add("%s — %s", w.screen.Paint(style, word), strings.Join(parts, ", "))
+}
+
+// tail gives the last lines of a file, as far as it can be read.
+func tail(path string, n int) []string {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	// The last lines of a log fit in its last part; a first line that was cut by the seek is dropped.
+	const part = 64 << 10
+	cut := false
+	if info, err := f.Stat(); err == nil && info.Size() > part {
+		if _, err := f.Seek(-part, io.SeekEnd); err == nil {
+			cut = true
+		}
+	}
+	var lines []string
+	scanner := bufio.NewScanner(f)
+	scanner.Buffer(nil, part+1)
+	for scanner.Scan() {
+		if cut {
+			cut = false
+			continue
+		}
+		lines = append(lines, scanner.Text())
+		if len(lines) > n {
+			lines = lines[1:]
+		}
+	}
+	return lines
+}
+
+func firstLine(text string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(text), "\n")
+	return line
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

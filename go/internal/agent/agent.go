@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -102,6 +103,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) error {
 	if opt.Service == nil {
 		opt.Service = noService{}
 	}
+	cfg = complete(cfg)
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	a := &agent{cfg: cfg, opt: opt, log: opt.Log, ctx: ctx, status: &status{service: opt.Service}}
@@ -228,8 +230,10 @@ func (a *agent) openStore() (nixInfo, error) {
 	defer func() { _ = c.Close() }()
 	n := nixInfo{version: c.DaemonVersion()}
 	n.client, n.daemon = c.ProtocolVersion()
+	// Daemons before Nix 2.15 do not say whether they trust us. One of our own does, and any trusts root, unless its
+	// default was changed.
 	declared, spawned := a.cfg.NixUserIsTrusted, len(a.store.Endpoint.Command) > 0
-	n.trusted = c.Trusted() == daemon.Trusted || c.Trusted() == daemon.TrustUnknown && (declared || spawned)
+	n.trusted = c.Trusted() == daemon.Trusted || c.Trusted() == daemon.TrustUnknown && (declared || spawned || os.Geteuid() == 0)
 	switch {
 	case declared && c.Trusted() == daemon.NotTrusted:
 		a.log.Warn("nixUserIsTrusted is set, but the Nix daemon does not trust this user; add it to trusted-users in nix.conf")
@@ -241,6 +245,18 @@ func (a *agent) openStore() (nixInfo, error) {
 	}
 	a.log.Info("store opened", "store", a.store.Why, "nix", n.version, "protocol", fmt.Sprintf("%d.%d", n.daemon>>8, n.daemon&0xff))
 	return n, nil
+}
+
+// complete fills in what a configuration that was not loaded from a file may leave open.
+func complete(cfg *config.Config) *config.Config {
+	c := *cfg
+	if c.ConcurrentTasks <= 0 {
+		c.ConcurrentTasks = config.Count(max(2, runtime.NumCPU()))
+	}
+	if c.EvaluationWorkers <= 0 {
+		c.EvaluationWorkers = runtime.NumCPU()
+	}
+	return &c
 }
 
 // getenv reads the environment of Nix programs.

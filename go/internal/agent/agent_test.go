@@ -58,7 +58,7 @@ var quick = agent.Times{
 type rig struct {
 	*testnix.Store
 	t    *testing.T
-	c    *coordinator
+	c    *scripted
 	wire *wire
 	cfg  *config.Config
 	log  *safeBuffer
@@ -113,9 +113,9 @@ func newRig(t *testing.T, n testnix.Nix) *rig {
 }
 
 // file is the text of a configuration file.
-func (r *rig) file(extra map[string]any) []byte {
+func (r *rig) file(url string, extra map[string]any) []byte {
 	settings := map[string]any{
-		"apiBaseUrl":          r.wire.url(),
+		"apiBaseUrl":          url,
 		"baseDirectory":       filepath.Join(r.Dir(), "agent"),
 		"concurrentTasks":     2,
 		"drainTimeoutSeconds": 20,
@@ -136,7 +136,12 @@ func (r *rig) file(extra map[string]any) []byte {
 
 func (r *rig) config(extra map[string]any) *config.Config {
 	r.t.Helper()
-	cfg, err := config.Parse("agent.json", r.file(extra), func(string) string { return "" })
+	return r.configFor(r.wire.url(), extra)
+}
+
+func (r *rig) configFor(url string, extra map[string]any) *config.Config {
+	r.t.Helper()
+	cfg, err := config.Parse("agent.json", r.file(url, extra), func(string) string { return "" })
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -290,10 +295,6 @@ func TestCutOff(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, testnix.Versions(t)[0])
 	r.start()
-	gate := filepath.Join(r.Dir(), "gate")
-	if err := syscall.Mkfifo(gate, 0o666); err != nil {
-		t.Fatal(err)
-	}
 	// The builder counts for as long as the connection is up and down; it has no other way to hear of us than time.
 	drv := r.Instantiate(`sh "chatty" {} "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.02; done; echo > $out"`)
 	short := r.Instantiate(`sh "short" {} "sleep 1; echo done; echo > $out"`)
@@ -389,51 +390,11 @@ func TestLeave(t *testing.T) {
 	}
 }
 
-func TestFullWorkDirectory(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, testnix.Versions(t)[0])
-	work := filepath.Join(r.Dir(), "full")
-	if err := os.Mkdir(work, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mount("tmpfs", work, "tmpfs", 0, "size=64k"); err != nil {
-		t.Skip("SKIP: cannot mount a small file system: " + err.Error())
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(work, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	r.cfg = r.config(map[string]any{"workDirectory": work})
-	r.start()
-	r.c.await("an agent", func() bool { return r.c.peer != nil })
-	if f, err := os.Create(filepath.Join(work, "fill")); err == nil {
-		_, _ = f.Write(make([]byte, 1<<20))
-		f.Close()
-	}
-	rec, token := r.c.task()
-	url := r.c.server.URL + "/src.tar.gz"
-	r.c.send(agentapi.ServicePayload{StartEvaluation: &agentapi.EvaluateTask{
-		ID: rec.id, LogToken: token, Selector: agentapi.Selector{ConfigOrLegacy: &agentapi.Unit{}},
-		Inputs:        agentapi.Map[string, agentapi.ImmutableInput]{"src": {ArchiveURL: &url}},
-		OtherInputs:   agentapi.Map[string, string]{"src": url},
-		InputMetadata: agentapi.Map[string, agentapi.Map[string, json.RawMessage]]{"src": {"ref": json.RawMessage(`"refs/heads/x"`), "rev": json.RawMessage(`"0"`)}},
-	}})
-	if got := r.c.finished(rec); !strings.HasPrefix(got, "Exceptional ") || !strings.Contains(got, "no space left") {
-		t.Errorf("status: %s", got)
-	}
-	// Builds do not need it.
-	next := r.c.build(r.Instantiate(`sh "next" {} "echo > $out"`))
-	if got := r.c.finished(next); got != "Successful" {
-		t.Errorf("next: %s", got)
-	}
-}
-
 // process runs the agent as a program of its own.
 func (r *rig) process() *exec.Cmd {
 	r.t.Helper()
 	path := filepath.Join(r.Dir(), "agent.json")
-	if err := os.WriteFile(path, r.file(nil), 0o600); err != nil {
+	if err := os.WriteFile(path, r.file(r.wire.url(), nil), 0o600); err != nil {
 		r.t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0])

@@ -20,9 +20,9 @@ import (
 	"hercules/internal/wire/socket"
 )
 
-// coordinator is a scripted coordinator that refuses what the real one would, and checks what every agent has to
+// scripted is a coordinator that refuses what the real one would, and checks what every agent has to
 // obey. A test gives tasks to it and waits for what it says.
-type coordinator struct {
+type scripted struct {
 	t      testing.TB
 	join   string
 	server *httptest.Server
@@ -58,9 +58,9 @@ func jwt(payload string) string {
 	return enc([]byte(`{"alg":"none"}`)) + "." + enc([]byte(payload)) + "." + enc([]byte("signature-secret"))
 }
 
-func newCoordinator(t testing.TB) *coordinator {
+func newCoordinator(t testing.TB) *scripted {
 	t.Helper()
-	c := &coordinator{
+	c := &scripted{
 		t: t, join: jwt(`{"sub":"t$joinid"}`), changed: make(chan struct{}),
 		tasks: map[agentapi.ID]*taskRecord{}, byLog: map[string]*taskRecord{},
 	}
@@ -187,7 +187,7 @@ func newCoordinator(t testing.TB) *coordinator {
 	return c
 }
 
-func (c *coordinator) info() agentapi.ServiceInfo {
+func (c *scripted) info() agentapi.ServiceInfo {
 	return agentapi.ServiceInfo{Version: agentapi.Version{2, 0}, AgentSocketBaseURL: c.base, BulkSocketBaseURL: c.base + "/"}
 }
 
@@ -206,7 +206,7 @@ func reply[T any](w http.ResponseWriter, v *T) {
 }
 
 // read is strict about what an agent sends.
-func (c *coordinator) read(r *http.Request, v any) {
+func (c *scripted) read(r *http.Request, v any) {
 	if ct := r.Header.Get("Content-Type"); !strings.HasPrefix(ct, "application/json") {
 		c.t.Errorf("%s %s has content type %q", r.Method, r.URL.Path, ct)
 	}
@@ -219,7 +219,7 @@ func (c *coordinator) read(r *http.Request, v any) {
 	}
 }
 
-func (c *coordinator) update(f func()) {
+func (c *scripted) update(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f()
@@ -227,7 +227,7 @@ func (c *coordinator) update(f func()) {
 	c.changed = make(chan struct{})
 }
 
-func (c *coordinator) withTask(r *http.Request, f func(*taskRecord)) {
+func (c *scripted) withTask(r *http.Request, f func(*taskRecord)) {
 	id := agentapi.ID(r.PathValue("task"))
 	c.update(func() {
 		if rec := c.tasks[id]; rec != nil {
@@ -238,7 +238,7 @@ func (c *coordinator) withTask(r *http.Request, f func(*taskRecord)) {
 	})
 }
 
-func (c *coordinator) receive(_ context.Context, _ *socket.Peer[agentapi.AgentPayload, agentapi.ServicePayload], _ int64, p agentapi.AgentPayload) error {
+func (c *scripted) receive(_ context.Context, _ *socket.Peer[agentapi.AgentPayload, agentapi.ServicePayload], _ int64, p agentapi.AgentPayload) error {
 	c.update(func() {
 		switch {
 		case p.Ping != nil:
@@ -254,7 +254,7 @@ func (c *coordinator) receive(_ context.Context, _ *socket.Peer[agentapi.AgentPa
 	return nil
 }
 
-func (c *coordinator) receiveLog(_ context.Context, peer *socket.Peer[agentapi.LogMessage, agentapi.ServiceInfo], _ int64, p agentapi.LogMessage) error {
+func (c *scripted) receiveLog(_ context.Context, peer *socket.Peer[agentapi.LogMessage, agentapi.ServiceInfo], _ int64, p agentapi.LogMessage) error {
 	c.update(func() {
 		rec := c.byLog[peer.Identity()]
 		switch {
@@ -281,7 +281,7 @@ func (c *coordinator) receiveLog(_ context.Context, peer *socket.Peer[agentapi.L
 }
 
 // await waits until f holds.
-func (c *coordinator) await(what string, f func() bool) {
+func (c *scripted) await(what string, f func() bool) {
 	c.t.Helper()
 	timeout := time.After(2 * time.Minute)
 	for {
@@ -306,14 +306,14 @@ func (c *coordinator) await(what string, f func() bool) {
 }
 
 // task registers a task before it is sent.
-func (c *coordinator) task() (rec *taskRecord, logToken string) {
+func (c *scripted) task() (rec *taskRecord, logToken string) {
 	rec = &taskRecord{id: agentapi.NewID()}
 	logToken = "log-secret-" + string(rec.id)
 	c.update(func() { c.tasks[rec.id], c.byLog[logToken] = rec, rec })
 	return rec, logToken
 }
 
-func (c *coordinator) send(p agentapi.ServicePayload) {
+func (c *scripted) send(p agentapi.ServicePayload) {
 	c.t.Helper()
 	c.await("an agent", func() bool { return c.peer != nil })
 	if err := c.peer.Send(p); err != nil {
@@ -321,7 +321,7 @@ func (c *coordinator) send(p agentapi.ServicePayload) {
 	}
 }
 
-func (c *coordinator) build(drv string, inputs ...string) *taskRecord {
+func (c *scripted) build(drv string, inputs ...string) *taskRecord {
 	rec, token := c.task()
 	c.send(agentapi.ServicePayload{StartBuild: &agentapi.BuildTask{
 		ID: rec.id, DerivationPath: drv, LogToken: token, InputDerivationOutputPaths: inputs,
@@ -329,12 +329,12 @@ func (c *coordinator) build(drv string, inputs ...string) *taskRecord {
 	return rec
 }
 
-func (c *coordinator) cancel(rec *taskRecord) {
+func (c *scripted) cancel(rec *taskRecord) {
 	c.send(agentapi.ServicePayload{Cancel: &agentapi.TaskRef{TaskID: rec.id}})
 }
 
 // finished waits for the status of a task and the end of its log, and gives the status as text.
-func (c *coordinator) finished(rec *taskRecord) string {
+func (c *scripted) finished(rec *taskRecord) string {
 	c.t.Helper()
 	c.await("the end of a task", func() bool { return len(rec.statuses) > 0 && rec.end != nil && rec.started > 0 })
 	c.mu.Lock()
@@ -356,7 +356,7 @@ func statusText(s agentapi.TaskStatus) string {
 }
 
 // lines are the build log lines of a task.
-func (c *coordinator) lines(rec *taskRecord) []string {
+func (c *scripted) lines(rec *taskRecord) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	lines := []string{}
@@ -368,7 +368,7 @@ func (c *coordinator) lines(rec *taskRecord) []string {
 	return lines
 }
 
-func (c *coordinator) errors(rec *taskRecord) string {
+func (c *scripted) errors(rec *taskRecord) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var b strings.Builder
@@ -380,7 +380,7 @@ func (c *coordinator) errors(rec *taskRecord) string {
 	return b.String()
 }
 
-func (c *coordinator) awaitLine(rec *taskRecord, line string) {
+func (c *scripted) awaitLine(rec *taskRecord, line string) {
 	c.t.Helper()
 	c.await("the log line "+line, func() bool {
 		for _, e := range rec.log {

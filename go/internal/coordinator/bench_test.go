@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"hercules/internal/coordinator"
+	"hercules/internal/coordinator/event"
 	"hercules/internal/wire/agentapi"
 )
 
@@ -66,10 +67,10 @@ func cpuTime(t *testing.T) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// A reader that does not read holds up log lines, nothing else, and not for ever.
+// A reader that is slow holds up log lines, not the work, and misses none of them.
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
-	c := startCoordinator(t, coordinator.Config{LogGrace: time.Millisecond})
+	c := startCoordinator(t, coordinator.Config{LogGrace: time.Second})
 	events, stop := c.Subscribe(t.Context())
 	a := join(t, c, 2)
 	job := submit(t, c, legacyJob())
@@ -77,7 +78,7 @@ func TestSlowReader(t *testing.T) {
 	a.events(ev.ID, info("app"), attribute("app", "app", agentapi.Regular), request("app", false))
 	b := a.build()
 	l := a.openLog(b.LogToken)
-	const batches = 120 // of 100 lines: more than a reader may be behind
+	const batches = 200 // of 100 lines: more than a reader may be behind
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
@@ -88,18 +89,34 @@ func TestSlowReader(t *testing.T) {
 			}
 			l.entries(entries...)
 		}
+		l.end(100 * batches)
 	}()
+	for begin := time.Now(); !c.Congested(); time.Sleep(time.Millisecond) {
+		if time.Since(begin) > limit {
+			t.Fatal("log lines do not wait for the reader")
+		}
+	}
 	a.succeed(b)
 	a.status(ev.ID, successful)
-	wait(t, c, job)
 	select {
 	case <-sent:
 		t.Error("log lines did not wait for the reader")
-	default:
+	case <-time.After(1100 * time.Millisecond): // longer than the grace: the job waits for its reader
 	}
-	<-events
+	lines := 0
+	for e := range events {
+		if _, ok := e.Body.(event.Log); ok {
+			lines++
+		}
+		if _, ok := e.Body.(event.JobFinished); ok {
+			break
+		}
+	}
+	if lines != 100*batches {
+		t.Errorf("got %d lines, want %d", lines, 100*batches)
+	}
 	stop()
-	<-sent
+	wait(t, c, job)
 	r, err := c.OpenLog(t.Context(), b.DerivationPath, false)
 	if err != nil {
 		t.Fatal(err)

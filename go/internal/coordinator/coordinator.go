@@ -37,10 +37,12 @@ type Config struct {
 	// WaitForAgents keeps builds queued for which no connected agent is fit. By default they fail, which is right
 	// where the set of agents does not change.
 	WaitForAgents bool
-	// LogGrace is how long a finished job waits for the rest of its logs; 10 s.
+	// LogGrace is how long a finished job waits for the rest of its logs while none of it comes; 10 s.
 	LogGrace time.Duration
 	// LostAfter is how long a disconnected agent may take to come back; 90 s.
 	LostAfter time.Duration
+	// Grace is how long an agent that has come back may take to mention a task that it should have; 10 s.
+	Grace time.Duration
 	// Times of the sockets.
 	Times socket.Times
 	Log   *slog.Logger
@@ -102,7 +104,7 @@ func Start(ctx context.Context, cfg Config) (*Coordinator, error) {
 	tokens := agentserver.NewTokens()
 	c.join = tokens.NewJoin()
 	c.server = agentserver.New(agentserver.Config{
-		BaseURL: c.url, Store: c.store, Core: (*core)(c), Tokens: tokens, Log: cfg.Log, LostAfter: cfg.LostAfter, Times: cfg.Times,
+		BaseURL: c.url, Store: c.store, Core: (*core)(c), Tokens: tokens, Log: cfg.Log, LostAfter: cfg.LostAfter, Grace: cfg.Grace, Times: cfg.Times,
 	})
 	c.http = &http.Server{
 		Handler:           c.server,
@@ -214,18 +216,35 @@ func (c *core) finishJob(f plan.FinishJob) {
 	c.wg.Go(func() {
 		grace := time.NewTimer(c.cfg.LogGrace)
 		defer grace.Stop()
-		for i, t := range logs {
+		for i := 0; i < len(logs); {
 			select {
-			case <-t.logEnded:
+			case <-logs[i].logEnded:
+				i++
 				continue
 			case <-c.ctx.Done():
 			case <-grace.C:
+				if c.logsMove(logs[i:]) {
+					grace.Reset(c.cfg.LogGrace)
+					continue
+				}
 				c.log.Warn("logs have not ended in time", "job", f.Job, "logs", len(logs)-i)
 			}
 			break
 		}
 		c.conclude(r, f)
 	})
+}
+
+// logsMove tells whether lines of these logs have come of late, or would have if a reader were quicker.
+func (c *core) logsMove(logs []*taskRun) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range logs {
+		if t.held || time.Since(t.lastLog) < c.cfg.LogGrace {
+			return true
+		}
+	}
+	return false
 }
 
 func failedBuild(failures []event.BuildFinished, task agentapi.ID) bool {

@@ -33,6 +33,9 @@ type taskRun struct {
 	// realised: its builder ran
 	realised, good bool
 	took           int64 // ms
+	// lastLog is when entries came; held: they wait for a reader of events
+	lastLog time.Time
+	held    bool
 }
 
 // Apply implements agentserver.Core.
@@ -258,8 +261,12 @@ func (c *core) AgentDown(start agentapi.ID, lost bool) {
 
 // Log implements agentserver.Core.
 func (c *core) Log(ctx context.Context, t store.Task, entries []agentapi.LogEntry) error {
+	now := time.Now()
 	c.mu.Lock()
 	run := c.tasks[t.ID]
+	if run != nil {
+		run.lastLog = now
+	}
 	c.mu.Unlock()
 	if run == nil {
 		return nil // of an earlier coordinator
@@ -281,11 +288,20 @@ func (c *core) Log(ctx context.Context, t store.Task, entries []agentapi.LogEntr
 	if !c.hub.wanted() {
 		return nil
 	}
-	if events := logEvents(t, run.jobs, fresh, time.Now()); len(events) > 0 {
+	if events := logEvents(t, run.jobs, fresh, now); len(events) > 0 {
 		// The entries are written: a reader that is too slow for ctx misses lines, the log does not.
+		c.hold(run, true)
+		defer c.hold(run, false)
 		return c.hub.publishLog(ctx, events)
 	}
 	return nil
+}
+
+// hold notes that the lines of a log may be waiting for a reader.
+func (c *core) hold(run *taskRun, held bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	run.held = held
 }
 
 func logEvents(t store.Task, jobs []string, entries []agentapi.LogEntry, now time.Time) []event.Event {

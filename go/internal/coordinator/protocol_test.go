@@ -304,6 +304,30 @@ func TestLostAgent(t *testing.T) {
 	}
 }
 
+// Section 4.2: a task of which the agent says nothing when it comes back is lost, one that it mentions is not.
+func TestForgottenTask(t *testing.T) {
+	t.Parallel()
+	c := startCoordinator(t, coordinator.Config{Grace: time.Millisecond, LogGrace: time.Millisecond})
+	a := join(t, c, 2)
+	job := submit(t, c, legacyJob())
+	ev := a.evaluation()
+	a.events(ev.ID, info("app"), attribute("app", "app", agentapi.Regular), request("app", false))
+	b := a.build()
+	a.settled()
+	a.disconnect()
+	a.connect([]agentapi.ID{ev.ID})
+	b2 := a.build()
+	if b2.ID == b.ID || b2.DerivationPath != b.DerivationPath {
+		t.Errorf("got %+v after %+v", b2, b)
+	}
+	a.status(b.ID, terminated) // it comes too late
+	a.succeed(b2)
+	a.status(ev.ID, successful)
+	if r := wait(t, c, job); r.Status != event.Succeeded {
+		t.Errorf("result: %+v", r)
+	}
+}
+
 func TestGoodbye(t *testing.T) {
 	t.Parallel()
 	c := startCoordinator(t, coordinator.Config{LogGrace: time.Millisecond})

@@ -73,7 +73,7 @@ func (p *Planner) attribute(ev *evaluation, path []string, drv string, typ agent
 }
 
 func (p *Planner) attributeError(ev *evaluation, e *agentapi.AttributeErrorEvent) {
-	path := []string(e.ExpressionPath)
+	path := pathOf(e.ExpressionPath)
 	k := key('e', path)
 	if ev.attrs[k] != nil {
 		return

@@ -154,16 +154,16 @@ func (p *Planner) evaluated(ev *evaluation, on *agent, e *agentapi.EvaluateEvent
 	case e.SubstitutionQueryResult != nil:
 		p.substitution(e.SubstitutionQueryResult)
 	case e.Attribute != nil:
-		p.attribute(ev, []string(e.Attribute.ExpressionPath), e.Attribute.DerivationPath, e.Attribute.Typ, nil)
+		p.attribute(ev, pathOf(e.Attribute.ExpressionPath), e.Attribute.DerivationPath, e.Attribute.Typ, nil)
 	case e.AttributeEffect != nil:
-		p.attribute(ev, []string(e.AttributeEffect.ExpressionPath), e.AttributeEffect.DerivationPath, agentapi.EffectType, e.AttributeEffect.SecretsToUse)
+		p.attribute(ev, pathOf(e.AttributeEffect.ExpressionPath), e.AttributeEffect.DerivationPath, agentapi.EffectType, e.AttributeEffect.SecretsToUse)
 	case e.AttributeError != nil:
 		p.attributeError(ev, e.AttributeError)
 	case e.AttributeIFD != nil:
 		if a := e.AttributeIFD; !ev.ifds[a.Index] {
 			ev.ifds[a.Index] = true
 			p.do(Fact{ev.job.id, event.AttributeIFD{
-				Evaluation: ev.name, Path: []string(a.ExpressionPath), Drv: a.DerivationPath, Output: a.DerivationOutput, Done: a.Done,
+				Evaluation: ev.name, Path: pathOf(a.ExpressionPath), Drv: a.DerivationPath, Output: a.DerivationOutput, Done: a.Done,
 			}})
 		}
 	case e.BuildRequired != nil:
@@ -334,6 +334,9 @@ func secretNames(m map[string]agentapi.SecretRef) map[string]string {
 	}
 	return out
 }
+
+// pathOf is a path that is never nil: the root encodes as [].
+func pathOf(l agentapi.List[string]) []string { return append([]string{}, l...) }
 
 func printable(path []string) string {
 	if len(path) == 0 {

@@ -4,6 +4,9 @@
 // It is pure: no clock, no network, no files, no randomness of its own, no goroutine. The same events give the same
 // commands. What it must not know is how events arrive and how commands are carried out.
 //
+// It is one state machine in some 2000 lines; its files are the graph (graph, closure), the matching with agents (queue,
+// agents), evaluations with their attributes (evaluation, attribute, filter) and jobs (job).
+//
 // Cost: work is proportional to the edges of the graph plus the events; nothing scans the graph per event except
 // the ranking of critical paths, which is redone only when the graph has grown by half.
 package plan

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 
 // project is a repository under test with a store of its own.
 type project struct {
-	t     *testing.T
+	t     testing.TB
 	store *testnix.Store
 	dir   string
 	job   traverse.Job
@@ -59,7 +59,7 @@ var common = `{
 `
 
 // newProject writes files (name, contents, …) into a checkout. ci.nix, default.nix or flake.nix is what is evaluated.
-func newProject(t *testing.T, n testnix.Nix, files ...string) *project {
+func newProject(t testing.TB, n testnix.Nix, files ...string) *project {
 	t.Helper()
 	s := testnix.New(t, testnix.WithNix(n))
 	p := &project{t: t, store: s, dir: filepath.Join(s.Dir(), "files", "project"), built: map[string]func() error{}}

@@ -13,6 +13,8 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -216,7 +218,10 @@ type nixInfo struct {
 func (a *agent) openStore() (nixInfo, error) {
 	store := a.opt.Store
 	if store == nil {
-		s, err := localstore.Find(a.ctx, localstore.Options{Setting: a.nix.Get, Getenv: a.getenv})
+		s, err := localstore.Find(a.ctx, localstore.Options{
+			Setting: a.nix.Get, Getenv: a.getenv,
+			Program: func(name string) (string, error) { return exec.LookPath(a.program(name)) },
+		})
 		if err != nil {
 			return nixInfo{}, err
 		}
@@ -257,6 +262,14 @@ func complete(cfg *config.Config) *config.Config {
 		c.EvaluationWorkers = runtime.NumCPU()
 	}
 	return &c
+}
+
+// program is a program of Nix that belongs to NixProgram; others are looked for in PATH.
+func (a *agent) program(name string) string {
+	if strings.HasPrefix(name, "nix") && filepath.IsAbs(a.opt.NixProgram) {
+		return filepath.Join(filepath.Dir(a.opt.NixProgram), name)
+	}
+	return name
 }
 
 // getenv reads the environment of Nix programs.

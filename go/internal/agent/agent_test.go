@@ -491,7 +491,8 @@ func TestRefusedStart(t *testing.T) {
 		{"no caches file", map[string]any{"binaryCachesPath": base + "/none.json"}, nil, true, base + "/none.json"},
 		{"broken caches file", map[string]any{"binaryCachesPath": write("broken.json", `{"x": 1}`)}, nil, true, "expected an object"},
 		{
-			"bad Cachix key", map[string]any{"binaryCachesPath": write("cachix.json", `{"x": {"kind": "CachixCache", "publicKeys": [], "signingKeys": ["hush-hush"]}}`)},
+			"bad Cachix key",
+			map[string]any{"binaryCachesPath": write("cachix.json", `{"x": {"kind": "CachixCache", "publicKeys": [], "signingKeys": ["hush-hush"]}}`)},
 			nil, true, "signing key",
 		},
 		{"no join token", map[string]any{"clusterJoinTokenPath": base + "/none.key"}, nil, true, base + "/none.key"},

@@ -10,7 +10,8 @@ import (
 
 type agentSocket = socket.Agent[agentapi.ServicePayload, agentapi.AgentPayload]
 
-var errVersion = errors.New("Expected service version (2,0)") //nolint:staticcheck // The text is the protocol's (3.3).
+//lint:ignore ST1005 the text is the protocol's (3.3)
+var errVersion = errors.New("Expected service version (2,0)") //nolint:staticcheck // as above
 
 // checkVersion refuses coordinators that are too old for us.
 func checkVersion(v agentapi.Version) error {

@@ -92,7 +92,10 @@ func (a *agent) build(t *agentapi.BuildTask) job {
 				Verbosity:       a.work.verbosity,
 				Trusted:         a.cfg.NixUserIsTrusted,
 				RemotePlatforms: a.cfg.RemotePlatformsWithSameFeatures,
-				Log:             log,
+				Fetch: build.Caches{
+					Program: a.opt.NixProgram, Env: a.opt.Env, Settings: a.fetchSettings(settings), URIs: a.work.substituters,
+				}.Fetch,
+				Log: log,
 				Post: func(ctx context.Context, events []agentapi.BuildEvent) error {
 					return a.api.PostBuildEvents(ctx, t.ID, events)
 				},
@@ -100,6 +103,15 @@ func (a *agent) build(t *agentapi.BuildTask) job {
 			})
 		},
 	}
+}
+
+// fetchSettings are those that a Nix program of this user does not know by itself.
+func (a *agent) fetchSettings(task map[string]string) map[string]string {
+	settings := maps.Clone(a.work.evaluator)
+	if file, ok := task["netrc-file"]; ok {
+		settings["netrc-file"] = file
+	}
+	return settings
 }
 
 func (a *agent) evaluation(t *agentapi.EvaluateTask) job {
@@ -163,7 +175,7 @@ func (a *agent) openCaches(ctx context.Context, log *tasklog.Log) (caches []repo
 	netrc, _ := a.netrc.file()
 	for _, uri := range a.work.substituters {
 		s, err := substituter.Open(ctx, uri, substituter.Options{
-			Client: a.work.caches, Netrc: netrc, Env: a.opt.Env, Settings: a.work.settings,
+			Client: a.work.caches, Netrc: netrc, Nix: a.program("nix-daemon"), Env: a.opt.Env, Settings: a.work.settings,
 		})
 		if err != nil {
 			log.Line(daemon.Warn, "warning: "+err.Error())

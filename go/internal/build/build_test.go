@@ -143,7 +143,7 @@ func terminated() agentapi.TaskStatus { return agentapi.TaskStatus{Terminated: &
 func (f *fixture) expect(got agentapi.TaskStatus, err error, want agentapi.TaskStatus) {
 	f.t.Helper()
 	if err != nil {
-		f.t.Fatalf("error: %v\nlog: %s", err, f.log.errors())
+		f.t.Fatalf("error: %v\nlog: %s", err, f.log.messages())
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		f.t.Errorf("status: %s\nlog: %s", d, f.log.errors())
@@ -277,7 +277,8 @@ func TestFailures(t *testing.T) {
 			},
 			{
 				"hash mismatch", `sh "bad" { outputHash = "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="; outputHashMode = "flat"; outputHashAlgo = "sha256"; } "echo hello > $out"`,
-				nil, []string{"hash mismatch: it declares sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= but its output is sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM="},
+				nil,
+				[]string{"hash mismatch: it declares sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= but its output is sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM="},
 			},
 			{
 				"output cycle", `sh "bad" { outputs = [ "out" "dev" ]; } "echo $dev > $out; echo $out > $dev"`, nil,
@@ -339,20 +340,31 @@ func TestFetchedDerivation(t *testing.T) {
 		const expr = `sh "top" { dep = sh "dep" {} "echo dep > $out"; } "cat $dep > $out"`
 		drv := other.Instantiate(expr)
 		dep := f.Build(`sh "dep" {} "echo dep > $out"`)
-		text, err := os.ReadFile(other.Real(drv))
-		if err != nil {
-			t.Fatal(err)
-		}
-		f.deps.Fetch = func(_ context.Context, path string) ([]byte, error) {
-			if path != drv {
-				t.Errorf("asked for %s", path)
-			}
-			return text, nil
-		}
+		full, empty := "file://"+filepath.Join(f.Dir(), "full"), "file://"+filepath.Join(f.Dir(), "empty")
+		other.Run("nix", "copy", "--no-check-sigs", "--derivation", "--to", full, drv)
+		f.deps.Fetch = build.Caches{
+			Program: f.Program("nix"), Env: f.Env(), URIs: []string{"file:///nonexistent/cache", empty, full},
+		}.Fetch
 		status, err := f.run(drv, dep)
 		f.expect(status, err, successful())
 		if d := cmp.Diff([]string{"OutputInfo out", "Done true"}, kinds(f.posted)); d != "" {
 			t.Error(d)
+		}
+		if _, err := f.TryRun("nix-store", "--check-validity", drv); err == nil {
+			t.Error("the derivation came with its closure")
+		}
+
+		// Another text under the name of the derivation is not used.
+		lie := f.Instantiate(`sh "lie" {} "echo > $out"`)
+		text, err := os.ReadFile(f.Real(lie))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := build.Authentic(drv, text); err == nil {
+			t.Error("a wrong text is taken for the derivation")
+		}
+		if err := build.Authentic(lie, text); err != nil {
+			t.Error(err)
 		}
 	})
 }

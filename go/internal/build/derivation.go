@@ -25,7 +25,8 @@ func getDerivation(ctx context.Context, c *daemon.Conn, drvPath string, d Deps) 
 	if err != nil {
 		return nil, false, fmt.Errorf("asking the Nix daemon for %s: %w", drvPath, err)
 	}
-	if !present && d.Fetch != nil {
+	// Where the closure is needed anyway, the daemon gets it, and the derivation with it.
+	if !present && d.Fetch != nil && d.Trusted {
 		text, err := d.Fetch(ctx, drvPath)
 		if err != nil {
 			d.Log.Line(daemon.Warn, fmt.Sprintf("Looking for %s in the caches: %v", drvPath, err))

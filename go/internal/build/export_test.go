@@ -1,0 +1,4 @@
+package build
+
+// Authentic is for tests.
+var Authentic = authentic

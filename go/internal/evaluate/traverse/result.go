@@ -66,7 +66,8 @@ const (
 func (r *result) events(path []string, attrs func(drv string) (lookup, error)) []agentapi.EvaluateEvent {
 	p := agentapi.List[string](path)
 	one := func(e agentapi.EvaluateEvent) []agentapi.EvaluateEvent { return []agentapi.EvaluateEvent{e} }
-	if r.drv != "" && !isDerivationPath(r.drv) {
+	isDrv := r.kind == "drv" || r.kind == "effect" || r.kind == "misplaced"
+	if isDrv && !isDerivationPath(r.drv) {
 		return one(attributeError(path, fmt.Sprintf("error: drvPath is %q, which is not the path of a derivation", r.drv), "", "", ""))
 	}
 	switch r.kind {

@@ -52,7 +52,7 @@ func Walk(ctx context.Context, job Job, deps Deps) error {
 	if err != nil {
 		return err
 	}
-	w := &walk{job: job, in: in, deps: deps, root: &node{state: running}}
+	w := &walk{job: job, in: in, deps: deps, root: &node{state: running}, finished: make(chan struct{})}
 	w.cond = sync.NewCond(&w.mu)
 	w.order = newOrder(w.root)
 	if err := w.prepare(); err != nil {
@@ -89,6 +89,7 @@ func Walk(ctx context.Context, job Job, deps Deps) error {
 	w.closed = true
 	w.cond.Broadcast()
 	w.mu.Unlock()
+	close(w.finished)
 	emitting.Wait()
 	switch cause := context.Cause(ctx); {
 	case w.err != nil:
@@ -112,7 +113,9 @@ type walk struct {
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	workers sync.WaitGroup
-	logMu   sync.Mutex
+	// finished is closed when all workers have ended.
+	finished chan struct{}
+	logMu    sync.Mutex
 
 	mu          sync.Mutex
 	cond        *sync.Cond // when anything below changes
@@ -341,9 +344,14 @@ func (w *walk) take(wk *worker) run {
 // watchTime ends evaluators whose attribute takes too long.
 func (w *walk) watchTime() {
 	limit := w.deps.Limits.AttributeTime
-	tick := time.NewTicker(max(limit/10, 10*time.Millisecond))
+	tick := time.NewTicker(min(max(limit/10, 10*time.Millisecond), time.Second))
 	defer tick.Stop()
-	for range tick.C {
+	for {
+		select {
+		case <-w.finished:
+			return
+		case <-tick.C:
+		}
 		w.mu.Lock()
 		var late []*evaluator.Process
 		for _, wk := range w.all {
@@ -351,13 +359,9 @@ func (w *walk) watchTime() {
 				late = append(late, wk.proc)
 			}
 		}
-		closed := w.closed
 		w.mu.Unlock()
 		for _, p := range late {
 			p.Kill(errAttributeTime)
-		}
-		if closed {
-			return
 		}
 	}
 }

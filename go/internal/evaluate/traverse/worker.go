@@ -1,7 +1,6 @@
 package traverse
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -225,7 +224,7 @@ func (wk *worker) start() error {
 		return err
 	}
 	err = p.Define("hci", fmt.Sprintf("import <%s/lib> { marker = %s; job = builtins.fromJSON (builtins.readFile <%s/job.json>); }", w.prefix, marker, w.prefix))
-	if err != nil && !errors.Is(err, context.Canceled) {
+	if err != nil {
 		return err
 	}
 	if wk.id == 0 && !w.hasLoaded() {

@@ -117,9 +117,10 @@ func parseError(text string, own []string) *EvalError {
 		}
 		return m
 	})
-	sep := "\n\n"
-	trace := strings.Join(frames, sep)
-	return &EvalError{Message: strings.TrimRight(msg, "\n "), Trace: shorten(trace)}
+	if strings.TrimSpace(msg) == "" {
+		msg, frames = text, nil // no form that we know
+	}
+	return &EvalError{Message: strings.TrimRight(msg, "\n "), Trace: shorten(strings.Join(frames, "\n\n"))}
 }
 
 func splitOld(text string) (msg string, frames []string) {

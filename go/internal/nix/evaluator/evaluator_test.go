@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -134,7 +135,8 @@ func TestCrash(t *testing.T) {
 		}
 
 		p, _ = start(t, n, nil)
-		time.AfterFunc(200*time.Millisecond, func() { _ = syscall.Kill(p.PID(), syscall.SIGKILL) })
+		pid := p.PID()
+		time.AfterFunc(200*time.Millisecond, func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
 		_, err = run(p, endless)
 		if c, ok := errors.AsType[*evaluator.CrashError](err); !ok || c.State != "signal: killed" || c.Reason != nil {
 			t.Errorf("%#v", err)
@@ -142,7 +144,8 @@ func TestCrash(t *testing.T) {
 
 		p, _ = start(t, n, nil)
 		reason := errors.New("reason")
-		time.AfterFunc(200*time.Millisecond, func() { p.Kill(reason) })
+		victim := p
+		time.AfterFunc(200*time.Millisecond, func() { victim.Kill(reason) })
 		if _, err = run(p, endless); !errors.Is(err, reason) {
 			t.Errorf("%#v", err)
 		}
@@ -165,7 +168,7 @@ const endless = `let l = builtins.genList (x: x) 30000; in builtins.foldl' (a: _
 
 func TestNotNix(t *testing.T) {
 	t.Parallel()
-	if _, err := evaluator.Start(t.Context(), evaluator.Config{Program: "/nonexistent/nix", Dir: "/nonexistent"}); err == nil {
+	if _, err := evaluator.Start(t.Context(), evaluator.Config{Program: "/nonexistent/nix", Dir: filepath.Join(t.TempDir(), "missing")}); err == nil {
 		t.Error("no error")
 	}
 	p, err := evaluator.Start(t.Context(), evaluator.Config{Program: "/nonexistent/nix"})

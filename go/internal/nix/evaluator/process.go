@@ -196,7 +196,7 @@ func (p *Process) Run(ctx context.Context, expr string, onResult func([]byte)) e
 	// The second line is evaluated also when the first fails.
 	text := `builtins.seq (` + expr + `) (builtins.trace "` + p.marker + `k" null)` + "\n" +
 		`builtins.trace "` + p.marker + `." null` + "\n"
-	if _, err := io.WriteString(p.stdin, text); err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, os.ErrClosed) {
+	if _, err := io.WriteString(p.stdin, text); err != nil && !ended(err) {
 		return fmt.Errorf("writing to nix repl: %w", err)
 	}
 	select {
@@ -224,11 +224,14 @@ func (p *Process) Run(ctx context.Context, expr string, onResult func([]byte)) e
 // Define binds a name for later commands. The expression is not evaluated now: its errors are those of the commands
 // that use it.
 func (p *Process) Define(name, expr string) error {
-	if _, err := io.WriteString(p.stdin, name+" = "+expr+"\n"); err != nil {
+	if _, err := io.WriteString(p.stdin, name+" = "+expr+"\n"); err != nil && !ended(err) {
 		return fmt.Errorf("writing to nix repl: %w", err)
 	}
 	return nil
 }
+
+// ended says that an error of writing only means that the process is gone, of which there is better news.
+func ended(err error) bool { return errors.Is(err, syscall.EPIPE) || errors.Is(err, os.ErrClosed) }
 
 // Sync handles everything that the process has written until now. When a request of the process arrives on
 // another way (its store), Sync makes sure that what it said before is known.

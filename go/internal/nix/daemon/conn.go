@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Conn is a connection to a Nix daemon. It is not for concurrent use: see Pool.
@@ -33,19 +34,41 @@ func Dial(ctx context.Context, ep Endpoint, o Options) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := dialTransport(ctx, ep)
+	var c *Conn
+	for _, pause := range []time.Duration{50 * time.Millisecond, 500 * time.Millisecond, 0} {
+		c, err = connect(ctx, ep, o.Log)
+		// Two connections that are the first ones of a new store can get into each other's way: both make the same
+		// directories, and the daemon drops the one that comes second (seen with Nix 2.8).
+		if _, closed := errors.AsType[*ClosedError](err); !closed || ep.Socket == "" || pause == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(pause):
+		}
+	}
 	if err != nil {
 		return nil, err
-	}
-	c := &Conn{t: t, r: newReader(t), w: newWriter(t), log: o.Log}
-	if err := c.guard(ctx, "the handshake", c.handshake); err != nil {
-		c.t.hangUp()
-		c.t.wait()
-		return nil, fmt.Errorf("connecting to the Nix daemon: %w", err)
 	}
 	err = c.call(ctx, opSetOptions, func() { c.w.clientOptions(options) }, nil)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("sending settings to the Nix daemon: %w", err), c.Close())
+	}
+	return c, nil
+}
+
+// connect opens a transport and shakes hands.
+func connect(ctx context.Context, ep Endpoint, log func(Event)) (*Conn, error) {
+	t, err := dialTransport(ctx, ep)
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{t: t, r: newReader(t), w: newWriter(t), log: log}
+	if err := c.guard(ctx, "the handshake", c.handshake); err != nil {
+		c.t.hangUp()
+		c.t.wait()
+		return nil, fmt.Errorf("connecting to the Nix daemon: %w", err)
 	}
 	return c, nil
 }

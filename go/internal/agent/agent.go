@@ -131,6 +131,7 @@ func (a *agent) run(stop context.CancelCauseFunc) error {
 		return err
 	}
 	defer a.netrc.remove()
+	defer a.work.caches.CloseIdleConnections()
 	session, err := a.session()
 	if err != nil {
 		return err
@@ -228,7 +229,7 @@ func (a *agent) openStore() (nixInfo, error) {
 		store = &s
 	}
 	a.store = *store
-	c, err := daemon.Dial(a.ctx, a.store.Endpoint, daemon.Options{Settings: a.nix.Overridden()})
+	c, err := a.dial()
 	if err != nil {
 		return nixInfo{}, fmt.Errorf("the Nix store cannot be used through %s: %w", a.store.Why, err)
 	}
@@ -250,6 +251,23 @@ func (a *agent) openStore() (nixInfo, error) {
 	}
 	a.log.Info("store opened", "store", a.store.Why, "nix", n.version, "protocol", fmt.Sprintf("%d.%d", n.daemon>>8, n.daemon&0xff))
 	return n, nil
+}
+
+// dial connects to the daemon. One that closes the connection at once gets two more chances: it does so while somebody
+// else makes or upgrades the database of its store, as on the first use of a machine.
+func (a *agent) dial() (c *daemon.Conn, err error) {
+	for _, pause := range []time.Duration{0, 300 * time.Millisecond, time.Second} {
+		select {
+		case <-time.After(pause):
+		case <-a.ctx.Done():
+			return nil, context.Cause(a.ctx)
+		}
+		c, err = daemon.Dial(a.ctx, a.store.Endpoint, daemon.Options{Settings: a.nix.Overridden()})
+		if _, closed := errors.AsType[*daemon.ClosedError](err); !closed {
+			return c, err
+		}
+	}
+	return nil, err
 }
 
 // complete fills in what a configuration that was not loaded from a file may leave open.

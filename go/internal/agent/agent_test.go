@@ -57,13 +57,14 @@ var quick = agent.Times{
 // rig is a store, a coordinator and what an agent between them needs.
 type rig struct {
 	*testnix.Store
-	t    *testing.T
-	c    *scripted
-	wire *wire
-	cfg  *config.Config
-	log  *safeBuffer
-	stop func() // ends the agent in order and waits
-	kill func() // ends it at once and waits
+	t       *testing.T
+	c       *scripted
+	wire    *wire
+	cfg     *config.Config
+	log     *safeBuffer
+	service agent.Service
+	stop    func() // ends the agent in order and waits
+	kill    func() // ends it at once and waits
 }
 
 type safeBuffer struct {
@@ -86,6 +87,8 @@ func (s *safeBuffer) String() string {
 func newRig(t *testing.T, n testnix.Nix) *rig {
 	t.Helper()
 	r := &rig{t: t, Store: testnix.New(t, testnix.WithNix(n)), c: newCoordinator(t), log: &safeBuffer{}}
+	// The first use makes the store's database, and Nix 2.8 does not let two do that at the same time.
+	r.Instantiate(`sh "first" {} ""`)
 	r.wire = newWire(t, r.c.server.URL)
 	r.c.base = r.wire.url()
 	base := filepath.Join(r.Dir(), "agent")
@@ -166,6 +169,7 @@ func (r *rig) start() {
 	result := make(chan error, 1)
 	opt := r.options()
 	opt.Drain = drain
+	opt.Service = r.service
 	go func() { result <- agent.Run(ctx, r.cfg, opt) }()
 	var once sync.Once
 	wait := func() {
@@ -376,6 +380,8 @@ func TestLeave(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, testnix.Versions(t)[0])
 	r.cfg = r.config(map[string]any{"drainTimeoutSeconds": 3})
+	service := &recorder{}
+	r.service = service
 	r.start()
 	endless := r.c.build(r.Instantiate(`sh "endless" {} "echo running; while :; do sleep 1; done"`))
 	short := r.c.build(r.Instantiate(`sh "short" {} "echo running; sleep 1; echo > $out"`))
@@ -387,6 +393,44 @@ func TestLeave(t *testing.T) {
 	}
 	if len(r.c.goodbyes) != 1 || len(endless.statuses) != 0 {
 		t.Errorf("%d goodbyes, statuses of the endless build: %v", len(r.c.goodbyes), endless.statuses)
+	}
+	r.c.await("the end of the log of what was handed back", func() bool { return endless.end != nil })
+	if log := r.c.errors(endless); !strings.Contains(log, "handed back") {
+		t.Errorf("log of the endless build: %s", log)
+	}
+	said := service.take()
+	if said[0] != "READY online; idle" || !slices.Contains(said, "STATUS online; running 2 builds") ||
+		!slices.Contains(said, "STOPPING leaving; running 2 builds") || !slices.Contains(said, "ALIVE") {
+		t.Errorf("the service manager heard %q", said)
+	}
+}
+
+// recorder is a service manager.
+type recorder struct {
+	mu   sync.Mutex
+	said []string
+}
+
+func (r *recorder) say(what string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.said = append(r.said, what)
+}
+
+func (r *recorder) take() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.said
+}
+
+func (r *recorder) Ready(s string)    { r.say("READY " + s) }
+func (r *recorder) Status(s string)   { r.say("STATUS " + s) }
+func (r *recorder) Stopping(s string) { r.say("STOPPING " + s) }
+
+func (r *recorder) Watch(ctx context.Context, alive func(context.Context) error) {
+	<-ctx.Done()
+	if err := alive(context.WithoutCancel(ctx)); err == nil {
+		r.say("ALIVE")
 	}
 }
 

@@ -39,7 +39,10 @@ func Check(ctx context.Context, cfg *config.Config, opt Options) error {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	_, err := prepare(ctx, cfg, opt)
+	e, err := prepare(ctx, cfg, opt)
+	if err == nil {
+		e.api.CloseIdle()
+	}
 	return err
 }
 

@@ -27,6 +27,7 @@ import (
 func runJob(t *testing.T, n testnix.Nix, tasks int, expr string) (*coordinator.Result, *coordinator.Coordinator) {
 	t.Helper()
 	s := testnix.New(t, testnix.WithNix(n))
+	s.Instantiate(`sh "first" {} ""`) // see newRig
 	log := &safeBuffer{}
 	logger := logging.New(log, slog.LevelDebug, logging.Plain)
 	t.Cleanup(func() {

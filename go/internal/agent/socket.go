@@ -49,8 +49,11 @@ func (a *agent) newSocket(session string) *agentSocket {
 			if a.ctx.Err() != nil || errors.Is(err, socket.ErrClosed) {
 				return
 			}
-			a.log.Warn("connection to the coordinator lost; tasks go on, it is tried again", "error", err)
-			a.status.disconnected()
+			if a.status.disconnected() {
+				a.log.Warn("connection to the coordinator lost; tasks go on, it is tried again", "error", err)
+			} else {
+				a.log.Warn("no connection to the coordinator, it is tried again", "error", err)
+			}
 		},
 		Exception: func(message string) { a.log.Warn("the coordinator reports an error", "message", message) },
 	})

@@ -30,11 +30,14 @@ func (s *status) connected() {
 	s.service.Status(s.line())
 }
 
-func (s *status) disconnected() {
+// disconnected reports whether there was a connection before.
+func (s *status) disconnected() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	was := s.online
 	s.online = false
 	s.service.Status(s.line())
+	return was
 }
 
 func (s *status) stopping() {

@@ -39,6 +39,9 @@ var (
 	errHandedBack = errors.New("the agent is stopping; the task is handed back")
 )
 
+// handBackTime is what tasks that are handed back may take to stop.
+const handBackTime = 3 * time.Second
+
 // tasks runs tasks side by side and keeps what is in progress. It owns their goroutines.
 //
 // # Limits
@@ -253,6 +256,14 @@ func (r *tasks) drain(ctx context.Context) {
 		t.cancel(errHandedBack)
 	}
 	r.mu.Unlock()
+	// Builders die and logs end in a moment, where the coordinator is there to take them.
+	grace := time.NewTimer(handBackTime)
+	defer grace.Stop()
+	select {
+	case <-done:
+	case <-grace.C:
+	case <-r.ctx.Done():
+	}
 }
 
 // wait returns when no goroutine is left. The context given to newTasks has ended.

@@ -8,7 +8,6 @@ package evaluate
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -85,15 +84,11 @@ var ErrCancelled = errors.New("the evaluation was cancelled")
 func Run(ctx context.Context, task *agentapi.EvaluateTask, deps Deps) (status agentapi.TaskStatus, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
-			status = exceptional("an error in the agent itself; its log says more")
+			err = &report.PanicError{Value: v, Stack: debug.Stack()}
+			status = exceptional(explain(err))
 		}
 	}()
-	r := &run{task: task, deps: deps}
-	if r.deps.Slog == nil {
-		r.deps.Slog = slog.New(slog.DiscardHandler)
-	}
-	err = r.run(ctx)
+	err = newRun(task, deps).run(ctx)
 	switch {
 	case err == nil:
 		return agentapi.TaskStatus{Successful: &agentapi.Unit{}}, nil
@@ -103,10 +98,19 @@ func Run(ctx context.Context, task *agentapi.EvaluateTask, deps Deps) (status ag
 			cause = ErrCancelled
 		}
 		return exceptional(cause.Error()), cause
-	case errors.Is(err, report.ErrLimit):
-		return exceptional(report.ErrLimit.Error()), err
 	}
-	return exceptional(err.Error()), err
+	return exceptional(explain(err)), err
+}
+
+// explain is what people are told of an error.
+func explain(err error) string {
+	if errors.Is(err, report.ErrLimit) {
+		return report.ErrLimit.Error()
+	}
+	if _, ok := errors.AsType[*report.PanicError](err); ok {
+		return "an error in the agent itself; its log says more"
+	}
+	return err.Error()
 }
 
 func exceptional(text string) agentapi.TaskStatus { return agentapi.TaskStatus{Exceptional: &text} }
@@ -142,6 +146,13 @@ type run struct {
 	realiser *report.Realiser
 }
 
+func newRun(task *agentapi.EvaluateTask, deps Deps) *run {
+	if deps.Slog == nil {
+		deps.Slog = slog.New(slog.DiscardHandler)
+	}
+	return &run{task: task, deps: deps}
+}
+
 func (r *run) run(ctx context.Context) (err error) {
 	if r.dir, err = source.NewWorkDir(r.deps.WorkDirectory); err != nil {
 		return err
@@ -165,7 +176,7 @@ func (r *run) run(ctx context.Context) (err error) {
 	if errors.As(err, &project) {
 		err = r.message(project.Text)
 	} else if err != nil && r.started && !told(err) && taskCtx.Err() == nil {
-		if msgErr := r.message("The evaluation could not be finished: " + err.Error()); msgErr != nil {
+		if msgErr := r.message("The evaluation could not be finished: " + explain(err)); msgErr != nil {
 			err = errors.Join(err, msgErr)
 		}
 	}

@@ -144,7 +144,8 @@ func leftOver(t *testing.T, work string) (left []string) {
 	for _, p := range procs {
 		for _, f := range []string{"environ", "cmdline"} {
 			if b, err := os.ReadFile(filepath.Join(p, f)); err == nil && strings.Contains(string(b), work) {
-				left = append(left, p+": "+strings.ReplaceAll(string(b), "\x00", " "))
+				line, _ := os.ReadFile(filepath.Join(p, "cmdline")) // not the environment, which is nobody's business
+				left = append(left, p+": "+strings.ReplaceAll(string(line), "\x00", " "))
 			}
 		}
 	}

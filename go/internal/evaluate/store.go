@@ -3,6 +3,7 @@ package evaluate
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
-
-	"github.com/nix-community/go-nix/pkg/nar"
 
 	"hercules/internal/nix/daemon"
 	"hercules/internal/nix/derivation"
@@ -63,8 +62,17 @@ func (s *store) IsValidPath(ctx context.Context, path string) (valid bool, err e
 	return valid, err
 }
 
-func (s *store) EnsurePath(ctx context.Context, path string) error {
-	return s.slow.With(ctx, func(c *daemon.Conn) error { return c.EnsurePath(ctx, path) })
+func (s *store) EnsurePath(ctx context.Context, path string) (unavailable, err error) {
+	for range 2 { // A daemon may be restarted under a connection.
+		err = s.slow.With(ctx, func(c *daemon.Conn) error { return c.EnsurePath(ctx, path) })
+		if remote, ok := errors.AsType[*daemon.RemoteError](err); ok {
+			return remote, nil
+		}
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, err
 }
 
 func (s *store) AddTempRoot(ctx context.Context, path string) error {
@@ -106,7 +114,7 @@ func (s *store) readDerivation(ctx context.Context, path string) (*derivation.De
 		if err := c.NarFromPath(ctx, path, &limitedWriter{w: &b, left: maxDerivation}); err != nil {
 			return err
 		}
-		text, err = fileOfNAR(&b)
+		text, err = fileOfNAR(b.Bytes())
 		return err
 	}); daemonErr != nil {
 		return nil, fmt.Errorf("%w; and from the daemon: %w", err, daemonErr)
@@ -114,20 +122,31 @@ func (s *store) readDerivation(ctx context.Context, path string) (*derivation.De
 	return derivation.Parse(text)
 }
 
-func fileOfNAR(r io.Reader) ([]byte, error) {
-	n, err := nar.NewReader(r)
-	if err != nil {
-		return nil, err
+// fileOfNAR is the contents of the one file that a NAR consists of.
+func fileOfNAR(nar []byte) ([]byte, error) {
+	next := func() (text []byte, ok bool) {
+		if len(nar) < 8 {
+			return nil, false
+		}
+		n := binary.LittleEndian.Uint64(nar)
+		nar = nar[8:]
+		if n > uint64(len(nar)) {
+			return nil, false
+		}
+		text = nar[:n]
+		nar = nar[min(uint64(len(nar)), (n+7)&^7):]
+		return text, true
 	}
-	defer n.Close()
-	h, err := n.Next()
-	if err != nil {
-		return nil, err
+	for _, want := range []string{"nix-archive-1", "(", "type", "regular", "contents"} {
+		if got, ok := next(); !ok || string(got) != want {
+			return nil, errors.New("it is not a file")
+		}
 	}
-	if h.Type != nar.TypeRegular {
-		return nil, errors.New("it is not a file")
+	text, ok := next()
+	if !ok {
+		return nil, io.ErrUnexpectedEOF
 	}
-	return io.ReadAll(n)
+	return text, nil
 }
 
 type limitedWriter struct {

@@ -3,12 +3,9 @@ package report
 import (
 	"context"
 	"fmt"
-	"net/url"
 	"runtime/debug"
-	"strings"
 	"sync"
 
-	"github.com/nix-community/go-nix/pkg/nixbase32"
 	"golang.org/x/sync/errgroup"
 
 	"hercules/internal/nix/daemon"
@@ -147,11 +144,18 @@ func (p *Planner) run() {
 	}
 }
 
-// guard turns a panic, which would be an error in this program, into an error of one evaluation.
+// PanicError is a mistake in this program, which ends one evaluation and not the agent.
+type PanicError struct {
+	Value any
+	Stack []byte
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.Value, e.Stack) }
+
 func guard(f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+			err = &PanicError{v, debug.Stack()}
 		}
 	}()
 	return f()
@@ -211,8 +215,8 @@ func (p *Planner) plan(batch []wanted) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(p.ctx)
-	g.Go(func() error { return p.push(ctx, drvs) })
-	g.Go(func() error { return p.explore(ctx, batch) })
+	g.Go(func() error { return guard(func() error { return p.push(ctx, drvs) }) })
+	g.Go(func() error { return guard(func() error { return p.explore(ctx, batch) }) })
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -327,90 +331,4 @@ func (p *Planner) explore(ctx context.Context, batch []wanted) error {
 		}
 	}
 	return nil
-}
-
-// answer asks every cache for all outputs at once and emits the answers.
-func (p *Planner) answer(ctx context.Context, questions []question) error {
-	var paths []string
-	seen := make(map[string]bool, len(questions))
-	for _, q := range questions {
-		if path := q.output.path; path != "" && !seen[path] {
-			seen[path] = true
-			paths = append(paths, path)
-		}
-	}
-	if len(paths) == 0 || len(p.cfg.Caches) == 0 {
-		return nil
-	}
-	answers := make([]map[string]*daemon.PathInfo, len(p.cfg.Caches))
-	errs := make([]error, len(p.cfg.Caches))
-	answered := make([]bool, len(p.cfg.Caches))
-	var wg sync.WaitGroup
-	for i, c := range p.cfg.Caches {
-		if answered[i] = p.failures[i] < giveUpAfter; answered[i] {
-			wg.Go(func() { answers[i], errs[i] = c.Query(ctx, paths) })
-		}
-	}
-	wg.Wait()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	for i, err := range errs {
-		if err == nil {
-			if answered[i] {
-				p.failures[i] = 0
-			}
-			continue
-		}
-		// A cache that is down makes builds, not errors.
-		answered[i] = false
-		text := fmt.Sprintf("the binary cache %s does not answer, so what it has may be built again: %v", publicURI(p.cfg.Caches[i].URI()), err)
-		if p.failures[i]++; p.failures[i] == giveUpAfter {
-			text += "; it is not asked again in this evaluation"
-		}
-		p.cfg.Warn(text)
-	}
-	var events []agentapi.EvaluateEvent
-	for _, q := range questions {
-		if q.output.path == "" {
-			continue
-		}
-		for i, c := range p.cfg.Caches {
-			if !answered[i] {
-				continue
-			}
-			r := &agentapi.SubstitutionQueryResult{StoreURI: publicURI(c.URI()), Derivation: q.node.path, OutputName: q.output.name}
-			if info := answers[i][q.output.path]; info != nil {
-				q.output.have = true
-				r.OutputInfo = outputInfo(q, info)
-			}
-			events = append(events, agentapi.EvaluateEvent{SubstitutionQueryResult: r})
-		}
-	}
-	return p.cfg.Events.EmitBulk(events...)
-}
-
-func outputInfo(q question, info *daemon.PathInfo) *agentapi.OutputInfo {
-	refs := make(agentapi.List[string], len(info.References))
-	for i, r := range info.References {
-		refs[i] = r[strings.LastIndexByte(r, '/')+1:]
-	}
-	deriver := info.Deriver
-	if deriver == "" {
-		deriver = q.node.path
-	}
-	return &agentapi.OutputInfo{
-		Deriver: deriver, Name: q.output.name, Path: q.output.path,
-		Hash: "sha256:" + nixbase32.EncodeToString(info.NarHash), Size: int64(info.NarSize), References: &refs, //nolint:gosec // sizes of NARs fit
-	}
-}
-
-// publicURI is a store's URI without credentials.
-func publicURI(uri string) string {
-	u, err := url.Parse(uri)
-	if err != nil || u.User == nil {
-		return uri
-	}
-	u.User = nil
-	return u.String()
 }

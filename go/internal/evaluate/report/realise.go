@@ -30,8 +30,9 @@ func (e *BuildError) Error() string {
 // Store is the store that the evaluation uses.
 type Store interface {
 	IsValidPath(ctx context.Context, path string) (bool, error)
-	// EnsurePath makes the path valid by substitution.
-	EnsurePath(ctx context.Context, path string) error
+	// EnsurePath makes the path valid by substitution. An unavailable path is no error but a reason why not; an
+	// error means that the store cannot be asked.
+	EnsurePath(ctx context.Context, path string) (unavailable, err error)
 	// AddTempRoot keeps the path for as long as the evaluation lasts.
 	AddTempRoot(ctx context.Context, path string) error
 }
@@ -162,15 +163,15 @@ func (r *Realiser) output(drv, name, path string) error {
 	if err := r.announce(drv, false); err != nil {
 		return err
 	}
-	if r.cfg.Store.EnsurePath(r.ctx, path) == nil {
-		return nil
+	if unavailable, err := r.ensure(path); unavailable == nil {
+		return err
 	}
 	attempt, err := r.wait(r.once(r.builds, drv, func() (agentapi.ID, error) { return r.poll(drv, "") }))
 	if err != nil {
 		return err
 	}
-	if r.cfg.Store.EnsurePath(r.ctx, path) == nil {
-		return nil
+	if unavailable, err := r.ensure(path); unavailable == nil {
+		return err
 	}
 	// It was built, but not here, and where it was built it did not get into a cache that we can read, or has been
 	// removed from there.
@@ -186,14 +187,20 @@ func (r *Realiser) output(drv, name, path string) error {
 	if _, err := r.wait(f); err != nil {
 		return err
 	}
-	if err := r.cfg.Store.EnsurePath(r.ctx, path); err != nil {
-		if r.ctx.Err() != nil {
-			return context.Cause(r.ctx)
-		}
+	unavailable, err := r.ensure(path)
+	if unavailable != nil {
 		return &BuildError{drv, fmt.Sprintf("it was built, and built again, but its output %q at %s did not get here, where it is needed; "+
-			"check that the agents share a binary cache (%v)", name, path, err)}
+			"check that the agents share a binary cache (%v)", name, path, unavailable)}
 	}
-	return nil
+	return err
+}
+
+func (r *Realiser) ensure(path string) (unavailable, err error) {
+	unavailable, err = r.cfg.Store.EnsurePath(r.ctx, path)
+	if err != nil {
+		return nil, r.fail(fmt.Errorf("getting %s: %w", path, err))
+	}
+	return unavailable, nil
 }
 
 func (r *Realiser) required(drv, output string) error {

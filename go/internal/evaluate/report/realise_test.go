@@ -38,16 +38,16 @@ func (s *fakeStore) IsValidPath(_ context.Context, path string) (bool, error) {
 	return s.valid[path], s.fail
 }
 
-func (s *fakeStore) EnsurePath(_ context.Context, path string) error {
+func (s *fakeStore) EnsurePath(_ context.Context, path string) (unavailable, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.caches[path] {
 		s.valid[path] = true
 	}
 	if !s.valid[path] {
-		return errors.New("no substituter has it")
+		return errors.New("no substituter has it"), nil
 	}
-	return nil
+	return nil, nil
 }
 
 func (s *fakeStore) AddTempRoot(_ context.Context, path string) error {

@@ -37,7 +37,7 @@ func (wk *worker) realise(ctx context.Context, paths []daemon.DerivedPath) error
 	if wk.pos >= len(wk.batch) {
 		blocking := wk.id == 0 && !w.loaded
 		w.mu.Unlock()
-		return w.realised(w.realiseAll(ctx, paths, blocking))
+		return w.realised(ctx, w.realiseAll(ctx, paths, blocking))
 	}
 	n := wk.batch[wk.pos]
 	owned := n.owner == wk && n.state == running
@@ -53,7 +53,7 @@ func (wk *worker) realise(ctx context.Context, paths []daemon.DerivedPath) error
 	}
 	if owned && n.knows(paths) {
 		w.mu.Unlock()
-		return w.realised(w.realiseAll(ctx, paths, false))
+		return w.realised(ctx, w.realiseAll(ctx, paths, false))
 	}
 	// A plain path, such as the source of an input, is no import from derivation, and not worth a change of order.
 	owned = owned && slices.ContainsFunc(paths, func(p daemon.DerivedPath) bool { return p.Outputs != nil })
@@ -90,7 +90,7 @@ func (wk *worker) realise(ctx context.Context, paths []daemon.DerivedPath) error
 	}
 	w.cond.Broadcast()
 	w.mu.Unlock()
-	return w.realised(err)
+	return w.realised(ctx, err)
 }
 
 // postpone lets an attribute wait without its evaluator; walk.mu is held. The evaluator remembers the failure that
@@ -193,9 +193,12 @@ func (w *walk) realiseAll(ctx context.Context, paths []daemon.DerivedPath, block
 
 // realised turns an outcome into what the evaluator is told. A failed build gets a number, by which it is found
 // again in whatever error it leads to.
-func (w *walk) realised(err error) error {
+func (w *walk) realised(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
+	}
+	if ctx.Err() != nil {
+		return err // the evaluator is gone, which is noticed elsewhere
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

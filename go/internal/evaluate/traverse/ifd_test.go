@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"hercules/internal/evaluate/traverse"
 	"hercules/internal/nix/daemon"
@@ -235,4 +239,37 @@ func TestRealiseFails(t *testing.T) {
 	if err := traverse.Walk(t.Context(), p.job, p.deps); !errors.Is(err, broken) {
 		t.Errorf("error is %v", err)
 	}
+}
+
+// TestKilledWhileWaiting: an evaluator that is killed while its attribute waits costs nothing.
+func TestKilledWhileWaiting(t *testing.T) {
+	t.Parallel()
+	testnix.ForEachVersion(t, func(t *testing.T, n testnix.Nix) {
+		p := newProject(t, n, "default.nix", `
+			let inherit (import ./common.nix) drv; in
+			{ a = drv (builtins.readFile (drv "gen" { args = [ "-c" "printf done > $out" ]; })) { }; b = drv "b" { }; }`)
+		p.deps.Limits.Workers = 1
+		var again atomic.Bool
+		p.realise = func(ctx context.Context, _ daemon.DerivedPath) error {
+			if again.Swap(true) {
+				return nil
+			}
+			var seen sync.Map
+			killed := 0
+			for p.killOne(&seen) == 1 {
+				killed++
+			}
+			if killed == 0 {
+				return errors.New("no evaluator to kill")
+			}
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+		p.walk()
+		got := p.attributes()
+		slices.Sort(got)
+		if d := cmp.Diff([]string{"a", "b"}, got); d != "" {
+			t.Errorf("%s\n%q", d, p.lines())
+		}
+	})
 }

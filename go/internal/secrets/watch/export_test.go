@@ -1,0 +1,4 @@
+package watch
+
+// Chain is for tests.
+var Chain = chain

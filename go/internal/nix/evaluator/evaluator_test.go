@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -108,6 +109,41 @@ func TestRun(t *testing.T) {
 		}
 		if err := p.Run(t.Context(), "1\n2", nil); err == nil {
 			t.Error("a command of two lines is taken")
+		}
+	})
+}
+
+// TestUnfinishedFile: the repl of older Nix waits for more when a file ends too early.
+func TestUnfinishedFile(t *testing.T) {
+	t.Parallel()
+	testnix.ForEachVersion(t, func(t *testing.T, n testnix.Nix) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "cut.nix"), []byte("{\n  a = 1;\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p, log := start(t, n, func(c *evaluator.Config) {
+			c.SearchPath = []evaluator.SearchPath{{Prefix: "dir", Path: dir}}
+		})
+		if err := p.Define("cut", "import <dir/cut.nix>"); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		before := len(log())
+		for _, expr := range []string{"cut", "import <dir/cut.nix>"} {
+			expr = `builtins.trace "` + p.Marker() + `r1" (` + expr + `)`
+			err := p.Run(ctx, expr, nil)
+			e, ok := errors.AsType[*evaluator.EvalError](err)
+			if !ok || !strings.HasPrefix(e.Error(), "error: syntax error, unexpected end of file") || !strings.Contains(e.Error(), dir+"/cut.nix:") {
+				t.Errorf("%s: %#v", expr, err)
+			}
+		}
+		if events := log()[before:]; len(events) != 0 {
+			t.Errorf("it logged %+v", events)
+		}
+		// What comes next is not taken for the rest.
+		if got, err := run(p, "1 + 1"); err != nil || !slices.Equal(got, []string{"2"}) {
+			t.Errorf("got %q, %v", got, err)
 		}
 	})
 }

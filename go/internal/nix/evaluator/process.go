@@ -43,6 +43,8 @@ type Process struct {
 	tail   []string // the last lines that were no structured messages
 	reason error    // why it was killed
 	crash  *CrashError
+	// defined are the definitions so far, as they are written in a let.
+	defined []string
 }
 
 // command is a command under way.
@@ -193,8 +195,10 @@ func (p *Process) Run(ctx context.Context, expr string, onResult func([]byte)) e
 	p.cur = c
 	p.mu.Unlock()
 
-	// The second line is evaluated also when the first fails.
+	// The last line is evaluated also when the first fails. The one between ends a command that the repl takes for
+	// unfinished, see unfinished; otherwise it does nothing.
 	text := `builtins.seq (` + expr + `) (builtins.trace "` + p.marker + `k" null)` + "\n" +
+		"let x = null; in x\n" +
 		`builtins.trace "` + p.marker + `." null` + "\n"
 	if _, err := io.WriteString(p.stdin, text); err != nil && !ended(err) {
 		return fmt.Errorf("writing to nix repl: %w", err)
@@ -218,12 +222,21 @@ func (p *Process) Run(ctx context.Context, expr string, onResult func([]byte)) e
 	if c.ok {
 		return nil
 	}
-	return parseError(c.lastErr, p.cfg.Own)
+	if !unfinished(c.lastErr) {
+		return parseError(c.lastErr, p.cfg.Own)
+	}
+	defined := strings.Join(p.defined, "")
+	p.mu.Unlock()
+	defer p.mu.Lock()
+	return p.explainUnfinished(ctx, defined, expr)
 }
 
 // Define binds a name for later commands. The expression is not evaluated now: its errors are those of the commands
 // that use it.
 func (p *Process) Define(name, expr string) error {
+	p.mu.Lock()
+	p.defined = append(p.defined, name+" = "+expr+"; ")
+	p.mu.Unlock()
 	if _, err := io.WriteString(p.stdin, name+" = "+expr+"\n"); err != nil && !ended(err) {
 		return fmt.Errorf("writing to nix repl: %w", err)
 	}
@@ -316,6 +329,9 @@ func (p *Process) line(line []byte, dropped int) {
 		return
 	}
 	if m.Kind != daemon.EventMessage || m.Level != daemon.Error {
+		if m.Level == daemon.Notice && strings.HasSuffix(strings.TrimSpace(m.Text), "Type :? for help.") {
+			return // the repl's welcome, which is for people at a keyboard
+		}
 		p.log(m)
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"strings"
 
 	"hercules/internal/nix/daemon"
 	"hercules/internal/proc"
@@ -33,6 +34,9 @@ func (p *Process) Program(ctx context.Context, args ...string) ([]byte, error) {
 		if m.Kind == daemon.EventMessage && isError(m.Text) {
 			lastErr = m.Text
 			return
+		}
+		if strings.HasPrefix(m.Text, "trace: "+p.marker) {
+			return // a result of an expression that is evaluated once more
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()

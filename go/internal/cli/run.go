@@ -65,16 +65,16 @@ not be set up, 130 when interrupted.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.dirty, "dirty", false, "take the files on disk, except those that git ignores, instead of the commit")
-	f.StringArrayVar(&o.jobs, "job", nil, "`NAME` of a job under herculesCI.onPush, or onSchedule.NAME (repeatable; default: all of onPush)")
+	f.StringArrayVar(&o.jobs, "job", nil, "run the job herculesCI.onPush.`NAME`, or onSchedule.NAME (repeatable; default: all of onPush)")
 	f.StringArrayVar(&o.attrs, "attr", nil, "build only attributes that match `PATH`, where * stands for one name and ** for any (repeatable)")
 	f.BoolVar(&o.keepGoing, "keep-going", true, "go on after a failure; --keep-going=false stops at the first one")
 	f.BoolVar(&o.json, "json", false, "write events to standard output, one JSON document a line")
 	f.StringVar(&o.logFile, "log", "", "write all log lines to `FILE` too")
 	f.IntVarP(&o.tasks, "tasks", "j", 0, "how many builds run at once (default: the number of processors, at least 2)")
 	f.StringArrayVar(&o.systems, "system", nil, "`SYSTEM` that the default job of a flake is for (repeatable; default: what this machine builds)")
-	f.StringArrayVar(&o.inputs, "input", nil, "`PROJECT=DIR`: take the extra input PROJECT from the git checkout in DIR (repeatable)")
-	f.StringVar(&o.nix, "nix", "nix", "the nix `PROGRAM` to evaluate and build with")
-	f.StringArrayVar(&o.settings, "option", nil, "`NAME=VALUE`: set a Nix setting (repeatable)")
+	f.StringArrayVar(&o.inputs, "input", nil, "where the git checkout of an extra input is, as `PROJECT=DIR` (repeatable)")
+	f.StringVar(&o.nix, "nix", "nix", "evaluate with this nix `PROGRAM`")
+	f.StringArrayVar(&o.settings, "option", nil, "a Nix setting, as `NAME=VALUE` (repeatable)")
 	f.BoolVar(&o.debug, "debug", false, "say on standard error what coordinator and agent do")
 	return cmd
 }

@@ -356,10 +356,13 @@ func TestDaemonDies(t *testing.T) {
 // A build that prints a gigabyte costs the agent little memory, and its log has a beginning and an end.
 func TestGigabyteOfLog(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("SKIP: half a minute, not in short mode")
+	}
 	r := newRig(t, testnix.Versions(t)[0])
 	r.start()
 	const width, lines = 8 << 10, 1 << 17
-	rec := r.c.build(r.Instantiate(fmt.Sprintf(`sh "loud" {} "yes $(printf '%%%dd' 7) | head -n %d; echo last; echo > $out"`, width-1, lines)))
+	rec := r.c.build(r.Instantiate(fmt.Sprintf(`sh "loud" {} "yes $(printf '%%0%dd' 7) | head -n %d; echo last; echo > $out"`, width-1, lines)))
 	if got := r.c.finished(rec); got != "Successful" {
 		t.Fatalf("status: %s", got)
 	}
@@ -367,6 +370,9 @@ func TestGigabyteOfLog(t *testing.T) {
 		t.Errorf("%d entries", n)
 	}
 	got := r.c.lines(rec)
+	if len(got[0]) != width-1 {
+		t.Fatalf("the first line has %d bytes", len(got[0]))
+	}
 	if got[len(got)-1] != "last" {
 		t.Errorf("the last line has %d bytes", len(got[len(got)-1]))
 	}

@@ -30,7 +30,7 @@ test: setup
 
 # The figures are a test with a build tag, because it uses the same fixtures; it is no part of `test`.
 bench: setup
-	@cd go && $(GO) test -tags bench -count 1 -timeout 60m -run Figures -v ./internal/bench
+	@cd go/internal/bench && $(GO) test -tags bench -count 1 -timeout 10m -run Figures
 
 lint: setup
 	@cd go && $(GO) vet ./... && GOOS=darwin $(GO) vet ./...

@@ -46,7 +46,7 @@ type Store struct {
 //
 //   - NIX_REMOTE, when it is set: daemon, unix://SOCKET[?root=DIR], local[?root=DIR], ssh-ng://HOST or ssh://HOST;
 //   - the socket of the daemon, when something accepts connections there;
-//   - when the state directory of Nix can be written (which without a daemon means: as root, or in a single-user
+//   - when the state directory of Nix can be written or made (which without a daemon means: as root, or in a single-user
 //     installation), a process nix-daemon --stdio for each connection.
 //
 // The error says what to do.
@@ -72,7 +72,7 @@ func Find(ctx context.Context, o Options) (Store, error) {
 		if ctx.Err() != nil {
 			return Store{}, ctx.Err()
 		}
-		stateErr := unix.Access(state, unix.W_OK)
+		stateErr := writable(state)
 		if stateErr == nil {
 			return spawned("local", "", o)
 		}
@@ -199,6 +199,18 @@ func connectable(ctx context.Context, socket string) error {
 		return err
 	}
 	return c.Close()
+}
+
+// writable tells whether this user can write to a directory, or make it: a store that was never used has none yet.
+func writable(dir string) error {
+	err := unix.Access(dir, unix.W_OK)
+	for errors.Is(err, unix.ENOENT) && dir != filepath.Dir(dir) {
+		dir = filepath.Dir(dir)
+		if above := unix.Access(dir, unix.W_OK); !errors.Is(above, unix.ENOENT) {
+			return above
+		}
+	}
+	return err
 }
 
 // cause is the system's word for an error, without the address that the caller names anyway.

@@ -32,7 +32,8 @@ func listen(t *testing.T) string {
 func TestFind(t *testing.T) {
 	t.Parallel()
 	socket := listen(t)
-	writable, unwritable := t.TempDir(), filepath.Join(t.TempDir(), "missing")
+	// A device is no directory, not even for root.
+	writable, unwritable, fresh := t.TempDir(), "/dev/null/nix", filepath.Join(t.TempDir(), "var", "nix")
 	program := func(name string) (string, error) { return "/bin/" + name, nil }
 	tests := []struct {
 		name    string
@@ -49,6 +50,11 @@ func TestFind(t *testing.T) {
 		{name: "auto", env: map[string]string{"NIX_REMOTE": "auto", "NIX_DAEMON_SOCKET_PATH": socket}, socket: socket},
 		{
 			name: "no daemon, but we own the store", env: map[string]string{"NIX_STATE_DIR": writable},
+			setting: map[string]string{"build-users-group": ""},
+			command: "/bin/nix-daemon --stdio", remote: "local",
+		},
+		{
+			name: "the store was never used", env: map[string]string{"NIX_STATE_DIR": fresh},
 			setting: map[string]string{"build-users-group": ""},
 			command: "/bin/nix-daemon --stdio", remote: "local",
 		},

@@ -35,7 +35,8 @@ Usage: ` + name + ` --config FILE [--test-configuration]
   -h, --help              print this
 
 The agent runs until SIGTERM or SIGINT, which lets tasks finish for the time of the setting drainTimeoutSeconds; a
-second signal ends it at once.
+second signal ends it at once. It takes over changes of the binary caches and of the netrc file by itself, and looks
+at once when it gets SIGHUP.
 `
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }

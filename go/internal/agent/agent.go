@@ -39,6 +39,9 @@ type Options struct {
 	Drain <-chan struct{}
 	// Started is closed when the start is over: the agent connects, and takes notice of Drain. May be nil.
 	Started chan<- struct{}
+	// Reload asks the agent with each value to read again what it reads again when it changes: the binary caches and
+	// the netrc. May be nil.
+	Reload <-chan struct{}
 	// Service is told about the life of the agent. May be nil.
 	Service Service
 	// Store is the way to the Nix store; nil means that it is looked for.
@@ -85,11 +88,11 @@ type agent struct {
 	opt       Options
 	log       *slog.Logger
 	ctx       context.Context // ends: stop now
-	info      agentapi.AgentInfo
+	nixInfo   nixInfo
 	startInfo agentapi.StartInfo
 	tasks     *tasks
 	conns     *build.Conns
-	netrc     *netrc
+	setups    *setups
 	work      work
 	status    *status
 }
@@ -126,11 +129,14 @@ func (a *agent) run(stop context.CancelCauseFunc) error {
 	if err != nil {
 		return err
 	}
-	a.info = a.agentInfo(nix)
-	if a.work, err = a.prepareWork(nix); err != nil {
+	a.nixInfo = nix
+	first, err := newSetup(a.secure, a.nix, a.cfg.NixSettings, a.caches, a.operator)
+	if err != nil {
 		return err
 	}
-	defer a.netrc.remove()
+	a.setups = &setups{log: a.log, newest: first, users: map[*setup]int{}}
+	defer a.setups.replace(nil)
+	a.work = a.prepareWork()
 	defer a.work.caches.CloseIdleConnections()
 	session, err := a.session()
 	if err != nil {
@@ -169,6 +175,11 @@ func (a *agent) run(stop context.CancelCauseFunc) error {
 		defer close(watching)
 		a.opt.Service.Watch(a.ctx, a.tasks.alive)
 	}()
+	reloading := make(chan struct{})
+	go func() {
+		defer close(reloading)
+		a.watchFiles(a.ctx)
+	}()
 	if a.opt.Started != nil {
 		close(a.opt.Started)
 	}
@@ -182,6 +193,7 @@ func (a *agent) run(stop context.CancelCauseFunc) error {
 	a.tasks.wait()
 	<-done
 	<-watching
+	<-reloading
 	a.log.Info("agent ended")
 	return nil
 }

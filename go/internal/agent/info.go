@@ -14,8 +14,14 @@ import (
 // censored stands for a substituter with a user or password in it (protocol 4.2).
 const censored = "<URI censored; might contain secret>"
 
-// agentInfo describes this agent to the coordinator.
-func (a *agent) agentInfo(n nixInfo) agentapi.AgentInfo {
+// reloadError is a label of the agent's own, if the operator has none of that name: what is wrong with the files that
+// it should have taken over. The protocol has no field for it. Without trouble the label is not there.
+const reloadError = "reloadError"
+
+// agentInfo describes this agent to the coordinator, as it is now.
+func (a *agent) agentInfo() agentapi.AgentInfo {
+	n := a.nixInfo
+	set, problem := a.setups.state()
 	hostname, err := os.Hostname()
 	if err != nil {
 		hostname = "unknown"
@@ -31,8 +37,11 @@ func (a *agent) agentInfo(n nixInfo) agentapi.AgentInfo {
 	for name, value := range a.cfg.Labels {
 		labels[name] = value
 	}
+	if _, taken := labels[reloadError]; problem != "" && !taken {
+		labels[reloadError], _ = json.Marshal(problem)
+	}
 	substituters := agentapi.List[string]{}
-	for _, s := range a.substituters() {
+	for _, s := range set.substituters {
 		if strings.Contains(s, "@") {
 			s = censored
 		}
@@ -46,48 +55,10 @@ func (a *agent) agentInfo(n nixInfo) agentapi.AgentInfo {
 		NixDaemonProtocolVersion: int64(n.daemon),
 		Platforms:                platforms,
 		SystemFeatures:           slices.AppendSeq(agentapi.List[string]{}, slices.Values(slices.Sorted(slices.Values(a.nix.SystemFeatures())))),
-		CachixPushCaches:         a.caches.PushCaches(formats.KindCachixCache),
-		PushCaches:               a.caches.PushCaches(),
+		CachixPushCaches:         set.caches.PushCaches(formats.KindCachixCache),
+		PushCaches:               set.caches.PushCaches(),
 		Substituters:             substituters,
 		ConcurrentTasks:          int64(a.cfg.ConcurrentTasks),
 		Labels:                   labels,
 	}
-}
-
-// substituters are where Nix may get paths from: agent-behaviour 5.3.
-func (a *agent) substituters() []string {
-	var ours, cachix []string
-	for _, c := range a.caches.Caches {
-		if c.Kind == formats.KindNixCache {
-			ours = append(ours, c.StoreURI)
-		} else {
-			cachix = append(cachix, "https://"+c.Name+".cachix.org")
-		}
-	}
-	return unique(slices.Concat(ours, a.nix.Substituters(), cachix))
-}
-
-func (a *agent) publicKeys() []string {
-	var ours, cachix []string
-	for _, c := range a.caches.Caches {
-		if c.Kind == formats.KindNixCache {
-			ours = append(ours, c.PublicKeys...)
-		} else {
-			cachix = append(cachix, c.PublicKeys...)
-		}
-	}
-	return unique(slices.Concat(ours, a.nix.TrustedPublicKeys(), cachix))
-}
-
-// unique keeps the first of equal ones. A slash at the end makes no difference to Nix.
-func unique(list []string) []string {
-	seen := map[string]bool{}
-	out := []string{}
-	for _, s := range list {
-		if key := strings.TrimRight(s, "/"); s != "" && !seen[key] {
-			seen[key] = true
-			out = append(out, s)
-		}
-	}
-	return out
 }

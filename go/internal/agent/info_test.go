@@ -2,12 +2,10 @@ package agent
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -39,12 +37,18 @@ func TestInfo(t *testing.T) {
 		a := &agent{
 			log: slog.New(slog.DiscardHandler),
 			cfg: &config.Config{ConcurrentTasks: 3, RemotePlatformsWithSameFeatures: []string{"remote-linux", "aaa-linux"}},
-			environment: &environment{nix: nix, caches: caches(t, `{
+			environment: &environment{nix: nix},
+			nixInfo:     nixInfo{client: 1<<8 | 34, daemon: 1<<8 | 35},
+		}
+		set, err := newSetup(t.TempDir(), nix, nil, caches(t, `{
 				"acme": {"kind": "CachixCache", "publicKeys": ["c:3", "a:1"], "authToken": "hush"},
 				"pull": {"kind": "CachixCache", "publicKeys": []},
-				"own": {"kind": "NixCache", "storeURI": "s3://bucket", "publicKeys": ["d:4"], "signingKeys": []}}`)},
+				"own": {"kind": "NixCache", "storeURI": "s3://bucket", "publicKeys": ["d:4"], "signingKeys": []}}`), nil)
+		if err != nil {
+			t.Fatal(err)
 		}
-		info := a.agentInfo(nixInfo{client: 1<<8 | 34, daemon: 1<<8 | 35})
+		a.setups = &setups{log: a.log, newest: set}
+		info := a.agentInfo()
 		info.Hostname, info.AgentVersion = "", ""
 		want := agentapi.AgentInfo{
 			NixVersion: n.Version, NixClientProtocolVersion: 290, NixDaemonProtocolVersion: 291,
@@ -62,11 +66,23 @@ func TestInfo(t *testing.T) {
 			t.Error(d)
 		}
 		// What counts is not censored.
-		if got := strings.Join(a.substituters(), " "); !strings.Contains(got, "https://user:hush@private.example") {
-			t.Errorf("substituters: %s", got)
+		for _, settings := range []map[string]string{set.settings, set.evaluator} {
+			if got, want := settings["substituters"], "s3://bucket https://user:hush@private.example https://cache.example/ https://acme.cachix.org https://pull.cachix.org"; got != want {
+				t.Errorf("substituters: %s", got)
+			}
+			if got := settings["trusted-public-keys"]; got != "d:4 a:1 b:2 c:3" {
+				t.Errorf("keys: %s", got)
+			}
 		}
-		if d := cmp.Diff([]string{"d:4", "a:1", "b:2", "c:3"}, a.publicKeys()); d != "" {
-			t.Error(d)
+
+		// The operator's labels win over the one that says what is wrong.
+		a.setups.setProblem("it is wrong")
+		if got := string(a.agentInfo().Labels["reloadError"]); got != `"it is wrong"` {
+			t.Errorf("label: %s", got)
+		}
+		a.cfg.Labels = map[string]json.RawMessage{"reloadError": json.RawMessage("7")}
+		if got := string(a.agentInfo().Labels["reloadError"]); got != "7" {
+			t.Errorf("label: %s", got)
 		}
 	})
 }
@@ -103,49 +119,6 @@ func TestCachixKeys(t *testing.T) {
 		c := caches(t, `{"acme": {"kind": "CachixCache", "publicKeys": [], "signingKeys": ["`+text+`"]}}`)
 		if err := checkCachix(&c.Caches[0]); (err == nil) != good {
 			t.Errorf("%q: %v", text, err)
-		}
-	}
-}
-
-func TestNetrc(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	operator := filepath.Join(dir, "operator")
-	n := &netrc{dir: dir, operator: operator}
-	file := func() string {
-		t.Helper()
-		f, err := n.file()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return f
-	}
-	if f := file(); f != "" {
-		t.Errorf("a file without credentials: %s", f)
-	}
-	n.logins = caches(t, `{"acme": {"kind": "CachixCache", "publicKeys": [], "authToken": "hush"}}`).CachixLogins()
-	first := file()
-	if file() != first {
-		t.Error("the file is written again without need")
-	}
-	if err := os.WriteFile(operator, []byte("machine a login b password c\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chtimes(operator, time.Time{}, time.Unix(1000, 0)); err != nil {
-		t.Fatal(err)
-	}
-	second := file()
-	text, err := os.ReadFile(second)
-	if err != nil || second == first || string(text) != "machine a login b password c\nmachine acme.cachix.org login authtoken password hush\n" {
-		t.Errorf("%s: %v: %q", second, err, text)
-	}
-	if _, err := os.Stat(first); err != nil {
-		t.Errorf("the file that running builds may use: %v", err)
-	}
-	n.remove()
-	for _, f := range []string{first, second} {
-		if _, err := os.Stat(f); !os.IsNotExist(err) {
-			t.Errorf("%s is left", f)
 		}
 	}
 }

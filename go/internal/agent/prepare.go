@@ -15,6 +15,7 @@ import (
 	"hercules/internal/nix/localstore"
 	"hercules/internal/nix/nixconf"
 	"hercules/internal/secrets"
+	"hercules/internal/secrets/watch"
 	"hercules/internal/wire/agentapi"
 	"hercules/internal/wire/agentclient"
 )
@@ -25,6 +26,7 @@ type environment struct {
 	store     localstore.Store
 	secure    string // directory for secrets of tasks
 	caches    *secrets.BinaryCaches
+	operator  []byte // content of the operator's netrc; nil where there is none
 	joinToken secrets.Sensitive
 	api       *agentclient.Client
 	urls      urls
@@ -75,9 +77,12 @@ func prepare(ctx context.Context, cfg *config.Config, opt Options) (*environment
 	if e.joinToken.Empty() {
 		opt.Log.Warn("the cluster join token is empty; a new session cannot be made with it", "file", cfg.ClusterJoinTokenPath)
 	}
-	for _, c := range e.caches.Caches {
-		if err := checkCachix(&c); err != nil {
-			return nil, fmt.Errorf("binary caches: %s: %q: %w", cfg.BinaryCachesPath, c.Name, err)
+	if err := checkCaches(cfg.BinaryCachesPath, e.caches); err != nil {
+		return nil, err
+	}
+	if netrc := e.nix.NetrcFile(); netrc != "" {
+		if e.operator, err = operatorNetrc(watch.Read(netrc)); err != nil {
+			return nil, err
 		}
 	}
 	if err := checkNegativeTTL(e.nix); err != nil {
@@ -91,6 +96,15 @@ func prepare(ctx context.Context, cfg *config.Config, opt Options) (*environment
 		return nil, fmt.Errorf("the coordinator at %s gives wrong addresses: %w", cfg.APIBaseURL, err)
 	}
 	return e, nil
+}
+
+func checkCaches(path string, caches *secrets.BinaryCaches) error {
+	for _, c := range caches.Caches {
+		if err := checkCachix(&c); err != nil {
+			return fmt.Errorf("binary caches: %s: %q: %w", path, c.Name, err)
+		}
+	}
+	return nil
 }
 
 // checkCachix looks at the signing key that uploads will use. A Cachix key is 64 bytes in base 64, with or without a
@@ -155,7 +169,7 @@ func (a *agent) session() (secrets.Sensitive, error) {
 		Path: filepath.Join(a.cfg.BaseDirectory, "secretState", "session.key"),
 		Log:  a.log,
 		Create: func(ctx context.Context, join secrets.Sensitive) (secrets.Sensitive, error) {
-			token, err := a.api.CreateSession(ctx, join.Reveal(), a.info)
+			token, err := a.api.CreateSession(ctx, join.Reveal(), a.agentInfo())
 			return secrets.NewSensitive(token), err
 		},
 	}

@@ -15,8 +15,9 @@ import (
 
 var errSignal = errors.New("second signal")
 
-// Serve runs the agent as a service of the operating system. The first SIGTERM, SIGINT or SIGHUP lets it finish and
-// leave, the second one stops it at once.
+// Serve runs the agent as a service of the operating system. The first SIGTERM or SIGINT lets it finish and leave, the
+// second one stops it at once. SIGHUP makes it read the binary caches and the netrc again, which it also does by itself
+// when they change.
 func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if n, err := proc.RaiseFileLimit(); err != nil {
 		log.Warn("the limit of open files may be too low", "limit", n, "error", err)
@@ -24,7 +25,11 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	reload := make(chan struct{}, 1)
 	defer signal.Stop(signals)
 	drain := make(chan struct{})
 	started := make(chan struct{}) // Run is past its start, where there is nothing to drain
@@ -33,6 +38,12 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 			select {
 			case <-ctx.Done():
 				return
+			case <-hangup:
+				n--
+				select {
+				case reload <- struct{}{}:
+				default: // It is about to be done.
+				}
 			case s := <-signals:
 				if n == 0 {
 					log.Info("asked to stop; a second signal stops at once", "signal", s.String())
@@ -49,7 +60,7 @@ func Serve(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 			}
 		}
 	}()
-	return Run(ctx, cfg, Options{Log: log, Drain: drain, Started: started, Service: service{log}})
+	return Run(ctx, cfg, Options{Log: log, Drain: drain, Reload: reload, Started: started, Service: service{log}})
 }
 
 // service is systemd, or nothing where there is none.

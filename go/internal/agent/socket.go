@@ -35,7 +35,7 @@ func (a *agent) newSocket(session string) *agentSocket {
 		// Made anew for each connection: which tasks are in progress changes.
 		Hello: func() agentapi.AgentPayload {
 			return agentapi.AgentPayload{Hello: &agentapi.Hello{
-				AgentInfo: a.info, StartInfo: a.startInfo, TasksInProgress: a.tasks.inProgress(),
+				AgentInfo: a.agentInfo(), StartInfo: a.startInfo, TasksInProgress: a.tasks.inProgress(),
 			}}
 		},
 		Receive:   a.receive,

@@ -16,6 +16,17 @@ type status struct {
 	online  bool
 	leaving bool
 	running map[string]int
+	wrong   string // what is wrong with files that were changed
+}
+
+func (s *status) problem(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.wrong == text {
+		return
+	}
+	s.wrong = text
+	s.service.Status(s.line())
 }
 
 func (s *status) connected() {
@@ -72,10 +83,14 @@ func (s *status) line() string {
 			doing = append(doing, fmt.Sprintf("%d %ss", n, kind))
 		}
 	}
-	if len(doing) == 0 {
-		return what + "; idle"
+	line := what + "; idle"
+	if len(doing) > 0 {
+		line = what + "; running " + strings.Join(doing, ", ")
 	}
-	return what + "; running " + strings.Join(doing, ", ")
+	if s.wrong != "" {
+		line += "; the last good secrets are used, because the new ones are wrong: " + s.wrong
+	}
+	return line
 }
 
 // noService is for programs that no service manager watches.

@@ -3,9 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
-	"maps"
 	"net/http"
-	"strings"
 
 	"hercules/internal/build"
 	"hercules/internal/evaluate"
@@ -19,12 +17,7 @@ import (
 
 // work is what tasks have in common.
 type work struct {
-	// settings are sent to the daemon: what this user's Nix would send, with what agent-behaviour 5.3 puts on top.
-	settings map[string]string
-	// evaluator are the settings that differ from those of the user's Nix, for evaluators.
-	evaluator    map[string]string
-	substituters []string
-	verbosity    daemon.Verbosity
+	verbosity daemon.Verbosity
 	caches       *http.Client // shared, for its connections
 	sources      *http.Client
 }
@@ -34,28 +27,15 @@ var verbosities = map[string]daemon.Verbosity{
 	"Talkative": daemon.Talkative, "Chatty": daemon.Chatty, "Debug": daemon.Debug, "Vomit": daemon.Vomit,
 }
 
-func (a *agent) prepareWork(nixInfo) (work, error) {
+func (a *agent) prepareWork() work {
 	w := work{
-		settings:     a.nix.Overridden(),
-		evaluator:    map[string]string{},
-		substituters: a.substituters(),
-		verbosity:    max(daemon.Info, verbosities[a.cfg.NixVerbosity]),
-		caches:       &http.Client{Transport: cacheTransport()},
+		verbosity: max(daemon.Info, verbosities[a.cfg.NixVerbosity]),
+		caches:    &http.Client{Transport: cacheTransport()},
 	}
 	if a.opt.Transport != nil {
 		w.sources = &http.Client{Transport: a.opt.Transport}
 	}
-	maps.Copy(w.evaluator, a.cfg.NixSettings)
-	// Only where they say something new: to a daemon that does not trust us each of them is a warning in every log.
-	if len(a.caches.Caches) > 0 {
-		for _, settings := range []map[string]string{w.settings, w.evaluator} {
-			settings["substituters"] = strings.Join(w.substituters, " ")
-			settings["trusted-public-keys"] = strings.Join(a.publicKeys(), " ")
-		}
-	}
-	a.netrc = &netrc{dir: a.secure, operator: a.nix.NetrcFile(), logins: a.caches.CachixLogins()}
-	_, err := a.netrc.file()
-	return w, err
+	return w
 }
 
 func cacheTransport() *http.Transport {
@@ -64,36 +44,20 @@ func cacheTransport() *http.Transport {
 	return t
 }
 
-// taskSettings are those of one task.
-func (a *agent) taskSettings() (map[string]string, error) {
-	settings := maps.Clone(a.work.settings)
-	file, err := a.netrc.file()
-	if err != nil {
-		return nil, err
-	}
-	if file != "" {
-		settings["netrc-file"] = file
-	}
-	return settings, nil
-}
-
 func (a *agent) build(t *agentapi.BuildTask) job {
 	return job{
 		id: t.ID, kind: building, logToken: t.LogToken, attrs: []any{"drv", t.DerivationPath},
 		run: func(ctx context.Context, log *tasklog.Log) (agentapi.TaskStatus, error) {
-			settings, err := a.taskSettings()
-			if err != nil {
-				log.Line(daemon.Error, err.Error())
-				return agentapi.TaskStatus{}, err
-			}
+			set, release := a.setups.take()
+			defer release()
 			return build.Run(ctx, t, build.Deps{
 				Conns:           a.conns,
-				Settings:        settings,
+				Settings:        set.settings,
 				Verbosity:       a.work.verbosity,
 				Trusted:         a.cfg.NixUserIsTrusted,
 				RemotePlatforms: a.cfg.RemotePlatformsWithSameFeatures,
 				Fetch: build.Caches{
-					Program: a.opt.NixProgram, Env: a.opt.Env, Settings: a.fetchSettings(settings), URIs: a.work.substituters,
+					Program: a.opt.NixProgram, Env: a.opt.Env, Settings: set.programSettings(), URIs: set.substituters,
 				}.Fetch,
 				Log: log,
 				Post: func(ctx context.Context, events []agentapi.BuildEvent) error {
@@ -105,34 +69,14 @@ func (a *agent) build(t *agentapi.BuildTask) job {
 	}
 }
 
-// fetchSettings are those that a Nix program of this user does not know by itself.
-func (a *agent) fetchSettings(task map[string]string) map[string]string {
-	settings := maps.Clone(a.work.evaluator)
-	if file, ok := task["netrc-file"]; ok {
-		settings["netrc-file"] = file
-	}
-	return settings
-}
-
 func (a *agent) evaluation(t *agentapi.EvaluateTask) job {
 	return job{
 		id: t.ID, kind: evaluation, logToken: t.LogToken, attrs: sourceAttrs(t),
 		run: func(ctx context.Context, log *tasklog.Log) (agentapi.TaskStatus, error) {
-			settings, err := a.taskSettings()
-			if err != nil {
-				log.Line(daemon.Error, err.Error())
-				return agentapi.TaskStatus{}, err
-			}
-			caches, closeCaches := a.openCaches(ctx, log)
+			set, release := a.setups.take()
+			defer release()
+			caches, closeCaches := a.openCaches(ctx, set, log)
 			defer closeCaches()
-			lines := make([]string, 0, len(a.netrc.logins))
-			for _, l := range a.netrc.logins {
-				line, err := l.NetrcLine()
-				if err != nil {
-					return agentapi.TaskStatus{}, err
-				}
-				lines = append(lines, line)
-			}
 			status, err := evaluate.Run(ctx, t, evaluate.Deps{
 				PostEvents: func(ctx context.Context, events []agentapi.EvaluateEvent) error {
 					return a.api.PostEvaluateEvents(ctx, t.ID, events)
@@ -141,12 +85,11 @@ func (a *agent) evaluation(t *agentapi.EvaluateTask) job {
 				Log:                          log.Event,
 				Slog:                         a.log.With("task", t.ID),
 				Endpoint:                     a.store.Endpoint,
-				DaemonSettings:               settings,
+				DaemonSettings:               set.settings,
 				NixProgram:                   a.opt.NixProgram,
-				NixSettings:                  a.work.evaluator,
+				NixSettings:                  set.evaluator,
 				Env:                          a.opt.Env,
-				NetrcFile:                    a.nix.NetrcFile(),
-				NetrcLines:                   lines,
+				NetrcFile:                    set.netrc,
 				AllowInsecureBuiltinFetchers: a.cfg.AllowInsecureBuiltinFetchers,
 				Caches:                       caches,
 				WorkDirectory:                a.cfg.WorkDirectory,
@@ -170,12 +113,11 @@ func (a *agent) evaluation(t *agentapi.EvaluateTask) job {
 }
 
 // openCaches opens the substituters for one evaluation: what a cache says is remembered until it ends.
-func (a *agent) openCaches(ctx context.Context, log *tasklog.Log) (caches []report.Cache, closeAll func()) {
+func (a *agent) openCaches(ctx context.Context, set *setup, log *tasklog.Log) (caches []report.Cache, closeAll func()) {
 	var stores []substituter.Store
-	netrc, _ := a.netrc.file()
-	for _, uri := range a.work.substituters {
+	for _, uri := range set.substituters {
 		s, err := substituter.Open(ctx, uri, substituter.Options{
-			Client: a.work.caches, Netrc: netrc, Nix: a.program("nix-daemon"), Env: a.opt.Env, Settings: a.work.settings,
+			Client: a.work.caches, Netrc: set.netrc, Nix: a.program("nix-daemon"), Env: a.opt.Env, Settings: set.settings,
 		})
 		if err != nil {
 			log.Line(daemon.Warn, "warning: "+err.Error())

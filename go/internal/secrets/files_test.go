@@ -237,8 +237,8 @@ func TestWriteNetrc(t *testing.T) {
 	}
 	dir := t.TempDir()
 	logins := append(caches.CachixLogins(), secrets.Login{Host: "git.example.org", User: "x", Password: secrets.NewSensitive("p#\"w")})
-	for operator, before := range map[string]string{"": "", "/nonexistent/netrc": "", write(t, "machine a login b password c"): "machine a login b password c\n"} {
-		path, err := secrets.WriteNetrc(dir, operator, logins)
+	for operator, before := range map[string]string{"": "", "machine a login b password c": "machine a login b password c\n", "machine a\n": "machine a\n"} {
+		path, err := secrets.WriteNetrc(dir, []byte(operator), logins)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -258,7 +258,7 @@ func TestWriteNetrc(t *testing.T) {
 		{Host: "h", Password: secrets.NewSensitive("p")},
 		{Host: "h", User: "u"},
 	} {
-		if _, err := secrets.WriteNetrc(t.TempDir(), "", []secrets.Login{l}); err == nil || strings.Contains(err.Error(), "a b") {
+		if _, err := secrets.WriteNetrc(t.TempDir(), nil, []secrets.Login{l}); err == nil || strings.Contains(err.Error(), "a b") {
 			t.Errorf("%+v: got %v", l, err)
 		}
 	}

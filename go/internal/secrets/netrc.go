@@ -3,7 +3,6 @@ package secrets
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strings"
 
@@ -39,19 +38,13 @@ func (l Login) NetrcLine() (string, error) {
 	return "machine " + l.Host + " login " + l.User + " password " + l.Password.Reveal(), nil
 }
 
-// WriteNetrc makes the netrc file of a task (agent-behaviour §5.4) in dir, for the owner alone: the content of the
-// operator's file, which need not exist, and then the logins. The caller removes it.
-func WriteNetrc(dir, operator string, logins []Login) (path string, err error) {
+// WriteNetrc makes the netrc file of tasks (agent-behaviour §5.4) in dir, for the owner alone: the content of the
+// operator's file, and then the logins. The caller removes it.
+func WriteNetrc(dir string, operator []byte, logins []Login) (path string, err error) {
 	var text strings.Builder
-	if operator != "" {
-		data, err := readFile(operator)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("netrc: %w", err)
-		}
-		text.Write(data)
-		if len(data) > 0 && data[len(data)-1] != '\n' {
-			text.WriteByte('\n')
-		}
+	text.Write(operator)
+	if len(operator) > 0 && operator[len(operator)-1] != '\n' {
+		text.WriteByte('\n')
 	}
 	for _, l := range logins {
 		line, err := l.NetrcLine()

@@ -174,3 +174,9 @@ func readFile(path string) ([]byte, error) {
 	}
 	return content, nil
 }
+
+// Read reads a file as [Watcher.Run] does.
+func Read(path string) File {
+	content, err := readFile(path)
+	return File{Path: path, Content: content, Err: err}
+}

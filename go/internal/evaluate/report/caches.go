@@ -2,6 +2,7 @@ package report
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/nix-community/go-nix/pkg/nixbase32"
 
 	"hercules/internal/nix/daemon"
+	"hercules/internal/nix/substituter"
 	"hercules/internal/wire/agentapi"
 )
 
@@ -49,6 +51,9 @@ func (p *Planner) answer(ctx context.Context, questions []question) error {
 		// A cache that is down makes builds, not errors.
 		answered[i] = false
 		text := fmt.Sprintf("the binary cache %s does not answer, so what it has may be built again: %v", publicURI(p.cfg.Caches[i].URI()), err)
+		if _, ok := errors.AsType[*substituter.UnreachableError](err); ok {
+			p.failures[i] = giveUpAfter - 1
+		}
 		if p.failures[i]++; p.failures[i] == giveUpAfter {
 			text += "; it is not asked again in this evaluation"
 		}

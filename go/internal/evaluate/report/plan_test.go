@@ -16,6 +16,7 @@ import (
 	"hercules/internal/evaluate/report"
 	"hercules/internal/nix/daemon"
 	"hercules/internal/nix/derivation"
+	"hercules/internal/nix/substituter"
 	"hercules/internal/wire/agentapi"
 )
 
@@ -369,7 +370,9 @@ func TestCacheThatFailsIsNotFatal(t *testing.T) {
 	p := &posts{t: t}
 	events := report.NewCollector(t.Context(), report.CollectorConfig{Post: p.post})
 	bad := newCache("https://u:p@bad.example")
-	bad.fail = errors.New("connection refused")
+	bad.fail = errors.New("502 Bad Gateway")
+	gone := newCache("https://gone.example")
+	gone.fail = &substituter.UnreachableError{Err: errors.New("connection refused")}
 	var text strings.Builder
 	for i := range 10 {
 		fmt.Fprintf(&text, "a%d: a%d\n", i, i+1)
@@ -377,7 +380,7 @@ func TestCacheThatFailsIsNotFatal(t *testing.T) {
 	text.WriteString("a10:\n")
 	var warnings []string
 	planner := report.NewPlanner(t.Context(), report.PlannerConfig{
-		Read: newWorld(text.String()).read, Events: events, Caches: []report.Cache{bad, newCache("good", "a9")},
+		Read: newWorld(text.String()).read, Events: events, Caches: []report.Cache{bad, newCache("good", "a9"), gone},
 		Warn: func(s string) { warnings = append(warnings, s) },
 	})
 	planner.Add(drvPath("a0"), report.Whole)
@@ -387,10 +390,13 @@ func TestCacheThatFailsIsNotFatal(t *testing.T) {
 	if err := events.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if bad.queries != 3 || len(warnings) != 3 {
-		t.Errorf("%d queries, warnings %q", bad.queries, warnings)
+	if bad.queries != 3 || gone.queries != 1 || len(warnings) != 4 {
+		t.Errorf("%d and %d queries, warnings %q", bad.queries, gone.queries, warnings)
 	}
 	for _, w := range warnings {
+		if strings.HasSuffix(w, "not asked again in this evaluation") && strings.Contains(w, "gone.example") {
+			continue
+		}
 		if strings.Contains(w, "u:p") || !strings.Contains(w, "https://bad.example does not answer") {
 			t.Errorf("warning %q", w)
 		}

@@ -55,6 +55,8 @@ func (c *BinaryCache) Info(ctx context.Context) (Info, error) {
 }
 
 func (c *BinaryCache) fetchInfo(ctx context.Context, name string) (*Info, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, firstContact, errNoContact)
+	defer cancel()
 	text, err := c.fetch(ctx, name)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)

@@ -108,6 +108,9 @@ func (f *httpFetcher) once(parent context.Context, name string) (text []byte, ag
 	}
 	resp, err := f.client.Do(req)
 	if err != nil {
+		if err := plainError(ctx, err); unreachable(err) {
+			return nil, false, &UnreachableError{err}
+		}
 		return nil, true, plainError(ctx, err)
 	}
 	defer resp.Body.Close()

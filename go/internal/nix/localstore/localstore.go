@@ -74,7 +74,7 @@ func Find(ctx context.Context, o Options) (Store, error) {
 		}
 		stateErr := writable(state)
 		if stateErr == nil {
-			return spawned("local", "", o)
+			return spawned(ctx, "local", "", o)
 		}
 		return Store{}, fmt.Errorf("the Nix store cannot be reached: no Nix daemon answers at %s (%w), and this user cannot use the store directly (%s: %w). "+
 			"Start the daemon (systemctl start nix-daemon.socket), or add this user to those allowed to connect (allowed-users in nix.conf; on Debian the group nix-users), or install Nix",
@@ -102,9 +102,9 @@ func byURL(ctx context.Context, remote string, o Options) (Store, error) {
 		}
 		return viaSocket(u.Path, root)
 	case u.Scheme == "local", u.Scheme == "" && u.Path == "local":
-		return spawned(remote, root, o)
+		return spawned(ctx, remote, root, o)
 	case u.Scheme == "" && strings.HasPrefix(u.Path, "/"): // Nix: short for local?root=
-		return spawned(remote, u.Path, o)
+		return spawned(ctx, remote, u.Path, o)
 	case u.Scheme == "ssh-ng", u.Scheme == "ssh":
 		host := u.Host
 		if u.User != nil {
@@ -137,9 +137,10 @@ func viaSocket(socket, root string) (Store, error) {
 //
 //   - build-users-group: root's default is the group nixbld, which only multi-user installations have. Without it Nix
 //     refuses every build; set to nothing, builders run as root, which is what a container without that group wants.
+//   - no sandbox, where there can be none and the settings allow to go without;
 //   - /bin/sh in the sandbox: NixOS and the official installer have it (sandbox-paths), a distribution's package does
 //     not. A static busybox serves; a dynamic shell would need its libraries in the sandbox too.
-func spawned(remote, root string, o Options) (Store, error) {
+func spawned(ctx context.Context, remote, root string, o Options) (Store, error) {
 	program, err := o.Program("nix-daemon")
 	if err != nil {
 		return Store{}, fmt.Errorf("no Nix daemon runs and none can be started: %w. Install Nix", err)
@@ -153,8 +154,20 @@ func spawned(remote, root string, o Options) (Store, error) {
 	if group != "" && !groupExists(group) {
 		command = append(command, "--option", "build-users-group", "")
 		why += ", builders as this user"
+		group = ""
 	}
-	if sandbox, _ := o.Setting("sandbox"); runtime.GOOS == "linux" && sandbox != "" && sandbox != "false" {
+	sandbox, _ := o.Setting("sandbox")
+	fallback, known := o.Setting("sandbox-fallback")
+	if group == "" && sandbox != "false" && (fallback == "true" || !known) {
+		// Without build users the sandbox is a user namespace. Where there can be none Nix 2.8 gives up although the
+		// setting sandbox-fallback, which is on by default, lets it go on.
+		if err := userNamespaces(ctx); err != nil {
+			command = append(command, "--option", "sandbox", "false")
+			why += ", without a sandbox because this system allows no user namespaces"
+			sandbox = "false"
+		}
+	}
+	if runtime.GOOS == "linux" && sandbox != "" && sandbox != "false" {
 		paths, _ := o.Setting("sandbox-paths")
 		if !slices.ContainsFunc(strings.Fields(paths), isShell) {
 			if busybox := staticShell(); busybox != "" {

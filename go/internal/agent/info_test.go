@@ -35,8 +35,8 @@ func TestInfo(t *testing.T) {
 			t.Fatal(err)
 		}
 		a := &agent{
-			log: slog.New(slog.DiscardHandler),
-			cfg: &config.Config{ConcurrentTasks: 3, RemotePlatformsWithSameFeatures: []string{"remote-linux", "aaa-linux"}},
+			log:         slog.New(slog.DiscardHandler),
+			cfg:         &config.Config{ConcurrentTasks: 3, RemotePlatformsWithSameFeatures: []string{"remote-linux", "aaa-linux"}},
 			environment: &environment{nix: nix},
 			nixInfo:     nixInfo{client: 1<<8 | 34, daemon: 1<<8 | 35},
 		}

@@ -59,7 +59,9 @@ func reloading(t *testing.T) (*agent, *said, *strings.Builder) {
 	return a, service, log
 }
 
-func good(text string) watch.File { return watch.File{Path: "/x/binary-caches.json", Content: []byte(text)} }
+func good(text string) watch.File {
+	return watch.File{Path: "/x/binary-caches.json", Content: []byte(text)}
+}
 
 var operator = watch.File{Path: "/etc/nix/netrc", Content: []byte("machine m login l password p")}
 

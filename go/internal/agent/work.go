@@ -18,8 +18,8 @@ import (
 // work is what tasks have in common.
 type work struct {
 	verbosity daemon.Verbosity
-	caches       *http.Client // shared, for its connections
-	sources      *http.Client
+	caches    *http.Client // shared, for its connections
+	sources   *http.Client
 }
 
 var verbosities = map[string]daemon.Verbosity{

@@ -112,9 +112,17 @@ func (c *core) send(agent agentapi.ID, m agentapi.ServicePayload) {
 	if err := c.server.Send(agent, m); err != nil {
 		c.log.Error("a message could not be sent", "agent", agent, "error", err)
 		if id := taskID(m); id != "" {
-			c.later(plan.TaskFinished{Task: id, Status: exceptional(err)})
+			c.wg.Go(func() { c.notSent(id, err) })
 		}
 	}
+}
+
+// notSent ends a task that no agent will hear of, and that has no log therefore. It must be called without the lock.
+func (c *core) notSent(id agentapi.ID, err error) {
+	c.mu.Lock()
+	c.endLog(id)
+	c.mu.Unlock()
+	c.Apply(plan.TaskFinished{Task: id, Status: exceptional(err)})
 }
 
 func taskID(m agentapi.ServicePayload) agentapi.ID {
@@ -190,7 +198,7 @@ func (c *core) startEvaluation(cmd plan.StartEvaluation) {
 	c.wg.Go(func() {
 		inputs, err := r.resolve(cmd)
 		if err != nil {
-			c.Apply(plan.TaskFinished{Task: cmd.Task, Status: exceptional(err)})
+			c.notSent(cmd.Task, err)
 			return
 		}
 		task := r.task(cmd, token, inputs)

@@ -51,16 +51,24 @@ func (l *Lines) lines(e event.Event) []string {
 		if !body.Selected {
 			return nil
 		}
-		return []string{l.tag(term.Red, "error") + term.Strip(AttrPath(body.Path)) + ": " + firstLine(term.Strip(body.Message))}
+		return []string{l.tag(term.Red, "error") + term.Strip(AttrPath(body.Path)) + ": " + brief(body.Message)}
 	case event.EvaluationFinished:
 		if body.Status != event.Succeeded {
-			return []string{l.tag(term.Red, "stopped") + "evaluating " + evaluationName(body.Evaluation) + ": " + s.Clean(body.Reason)}
+			line := l.tag(term.Red, "stopped") + "evaluating " + evaluationName(body.Evaluation)
+			if body.Reason != "" {
+				line += ": " + s.Clean(body.Reason)
+			}
+			return []string{line}
 		}
 		if s.Live() {
 			return nil
 		}
-		return []string{l.tag(term.Plain, "evaluated") + evaluationName(body.Evaluation) + ": " + count(body.Attributes, "attribute") +
-			errorsFound(body.Errors) + ", " + Duration(milliseconds(body.DurationMS))}
+		found := count(body.Attributes+body.Errors, "attribute") + errorsFound(body.Errors)
+		if body.Evaluation == "" && l.model.jobs > 0 && body.Errors == 0 {
+			found = count(l.model.jobs, "job")
+		}
+		return []string{l.tag(term.Plain, "evaluated") + evaluationName(body.Evaluation) + ": " + found + ", " +
+			Duration(milliseconds(body.DurationMS))}
 	case event.BuildRetried:
 		return []string{l.tag(term.Yellow, "again") + term.Strip(l.model.name(body.Drv)) + ": " + s.Clean(body.Reason)}
 	case event.BuildFinished:
@@ -106,7 +114,7 @@ func (l *Lines) buildFinished(body event.BuildFinished) []string {
 		return []string{l.tag(term.Yellow, "failed") + name + ", which it may" + took}
 	}
 	line := l.tag(term.Red, "failed") + name + took
-	if reason := firstLine(term.Strip(body.Reason)); reason != "" {
+	if reason := brief(body.Reason); reason != "" {
 		line += "  " + reason
 	}
 	return []string{line}

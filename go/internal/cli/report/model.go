@@ -11,6 +11,7 @@ import (
 // model is what the views for people know of a job: the events, added up.
 type model struct {
 	evaluating map[string]time.Time
+	jobs       int // that herculesCI declares
 	attributes int
 	errors     int
 	waiting    int // attributes that wait for an import from derivation
@@ -52,6 +53,8 @@ func (m *model) handle(e event.Event) {
 		m.evaluating[body.Evaluation] = e.Time
 	case event.EvaluationFinished:
 		delete(m.evaluating, body.Evaluation)
+	case event.Handler:
+		m.jobs++
 	case event.Attribute:
 		m.attributes++
 		if _, ok := m.names[body.Drv]; !ok && body.Type != agentapi.DependenciesOnly {

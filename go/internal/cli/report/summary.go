@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -105,7 +106,9 @@ func (w *summary) failure(failed event.BuildFinished, attributes []event.Attribu
 	w.indent(failed.Reason)
 	path := w.logPath(failed.Drv)
 	if path != "" {
-		for _, line := range tail(path, logTail) {
+		reason, lines := explain(tail(path, logTail+nixWords), logTail)
+		w.indent(reason)
+		for _, line := range lines {
 			w.add("  %s %s", w.screen.Paint(term.Dim, "│"), w.screen.Clean(line))
 		}
 		w.add("  log:        %s", path)
@@ -250,6 +253,52 @@ func tail(path string, n int) []string {
 		}
 	}
 	return lines
+}
+
+// nixWords is how many lines at the end of a log may be Nix's words about the failure.
+const nixWords = 40
+
+var (
+	// failure is how the agent begins its explanation of a failed build.
+	failure = regexp.MustCompile(`^Build of \S+ failed: `)
+	// told are the reasons to which Nix's own words add nothing.
+	told = regexp.MustCompile(`^(the builder (ended with exit code|was killed by signal)|it (printed|took) )`)
+	// repeated begins the part of Nix's words that shows the end of the log once more.
+	repeated = regexp.MustCompile(`(?i)^\s*last \d+ log lines:$`)
+	// started is what Nix says first of all.
+	started = regexp.MustCompile(`^building '/nix/store/`)
+)
+
+// explain splits the end of a failed build's log into the reason and at most n lines that came before it.
+func explain(lines []string, n int) (reason string, rest []string) {
+	rest = lines
+	for i, line := range slices.Backward(lines) {
+		prefix := failure.FindString(term.Strip(line))
+		if prefix == "" {
+			continue
+		}
+		rest = lines[:i]
+		reasons := []string{strings.TrimPrefix(term.Strip(line), prefix)}
+		if !told.MatchString(reasons[0]) {
+			for _, word := range lines[i+1:] {
+				if repeated.MatchString(term.Strip(word)) {
+					break
+				}
+				reasons = append(reasons, word)
+			}
+		}
+		reason = strings.Join(reasons, "\n")
+		break
+	}
+	if len(rest) > 0 && started.MatchString(term.Strip(rest[0])) {
+		rest = rest[1:]
+	}
+	return reason, rest[max(len(rest)-n, 0):]
+}
+
+// brief is the first line of an error, without the word that says that it is one.
+func brief(text string) string {
+	return strings.TrimSpace(strings.TrimPrefix(firstLine(term.Strip(text)), "error:"))
 }
 
 func firstLine(text string) string {

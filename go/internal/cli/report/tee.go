@@ -3,6 +3,7 @@ package report
 import (
 	"bufio"
 	"io"
+	"strings"
 	"time"
 
 	"hercules/internal/cli/term"
@@ -16,6 +17,9 @@ type Tee struct {
 	model *model
 }
 
+// informative is the level of the messages that Nix shows by itself; what is above it is for people who debug Nix.
+const informative = 3
+
 // NewTee makes a view that hands events on to view and writes log lines to w.
 func NewTee(view View, w io.Writer) *Tee {
 	return &Tee{View: view, out: bufio.NewWriterSize(w, 1<<16), model: newModel()}
@@ -24,13 +28,15 @@ func NewTee(view View, w io.Writer) *Tee {
 // Handle implements View.
 func (t *Tee) Handle(e event.Event) error {
 	t.model.handle(e)
-	if body, ok := e.Body.(event.Log); ok {
+	if body, ok := e.Body.(event.Log); ok && (body.Builder || body.Level <= informative) {
 		name := evaluationName(body.Evaluation)
 		if body.Drv != "" {
 			name = t.model.name(body.Drv)
 		}
 		// Errors of a buffered writer stay: the flush in Close reports them.
-		_, _ = t.out.WriteString(term.Strip(name) + "> " + term.Strip(body.Line) + "\n")
+		for line := range strings.SplitSeq(term.Strip(body.Line), "\n") {
+			_, _ = t.out.WriteString(term.Strip(name) + "> " + line + "\n")
+		}
 	}
 	return t.View.Handle(e)
 }

@@ -138,6 +138,8 @@ func (a *agent) run(stop context.CancelCauseFunc) error {
 	defer a.setups.replace(nil)
 	a.work = a.prepareWork()
 	defer a.work.caches.CloseIdleConnections()
+	defer a.work.reach.Close()
+	a.work.reach.Learn(first.substituters)
 	session, err := a.session()
 	if err != nil {
 		return err

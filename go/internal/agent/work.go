@@ -19,6 +19,7 @@ import (
 type work struct {
 	verbosity daemon.Verbosity
 	caches    *http.Client // shared, for its connections
+	reach     *substituter.Reach
 	sources   *http.Client
 }
 
@@ -32,6 +33,7 @@ func (a *agent) prepareWork() work {
 		verbosity: max(daemon.Info, verbosities[a.cfg.NixVerbosity]),
 		caches:    &http.Client{Transport: cacheTransport()},
 	}
+	w.reach = substituter.NewReach(substituter.Options{Client: w.caches})
 	if a.opt.Transport != nil {
 		w.sources = &http.Client{Transport: a.opt.Transport}
 	}
@@ -50,6 +52,7 @@ func (a *agent) build(t *agentapi.BuildTask) job {
 		run: func(ctx context.Context, log *tasklog.Log) (agentapi.TaskStatus, error) {
 			set, release := a.setups.take()
 			defer release()
+			set = a.within(ctx, set, log)
 			return build.Run(ctx, t, build.Deps{
 				Conns:           a.conns,
 				Settings:        set.settings,
@@ -75,6 +78,7 @@ func (a *agent) evaluation(t *agentapi.EvaluateTask) job {
 		run: func(ctx context.Context, log *tasklog.Log) (agentapi.TaskStatus, error) {
 			set, release := a.setups.take()
 			defer release()
+			set = a.within(ctx, set, log)
 			caches, closeCaches := a.openCaches(ctx, set, log)
 			defer closeCaches()
 			status, err := evaluate.Run(ctx, t, evaluate.Deps{

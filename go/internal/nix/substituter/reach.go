@@ -79,11 +79,13 @@ func (r *Reach) Close() {
 	r.wg.Wait()
 }
 
-// Among parts the URIs into those that are worth trying and those that are not, both in order. It waits for caches that
-// it has not met before, a second at most.
-func (r *Reach) Among(ctx context.Context, uris []string) (usable []string, failed []*Failure) {
+// Learn begins to look at caches that are not known, or not any more. It does not wait.
+func (r *Reach) Learn(uris []string) { r.learn(uris) }
+
+// learn gives what is closed when the first contact with each cache is over.
+func (r *Reach) learn(uris []string) (first []chan struct{}) {
 	r.mu.Lock()
-	var waits []chan struct{}
+	defer r.mu.Unlock()
 	for _, uri := range uris {
 		if !strings.HasPrefix(uri, "http://") && !strings.HasPrefix(uri, "https://") {
 			continue
@@ -101,10 +103,15 @@ func (r *Reach) Among(ctx context.Context, uris []string) (usable []string, fail
 			c.busy = true
 			r.wg.Go(func() { r.look(uri, c) })
 		}
-		waits = append(waits, c.first)
+		first = append(first, c.first)
 	}
-	r.mu.Unlock()
+	return first
+}
 
+// Among parts the URIs into those that are worth trying and those that are not, both in order. It waits for caches that
+// it has not met before, a second at most.
+func (r *Reach) Among(ctx context.Context, uris []string) (usable []string, failed []*Failure) {
+	waits := r.learn(uris)
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for _, first := range waits {

@@ -1,0 +1,28 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"strings"
+
+	"hercules/internal/nix/daemon"
+	"hercules/internal/tasklog"
+)
+
+// within is the setup without the caches that cannot be reached now. Nix would come to the same end, but each of its
+// daemon processes retries a host that is not there for some five seconds before it builds.
+func (a *agent) within(ctx context.Context, set *setup, log *tasklog.Log) *setup {
+	usable, failed := a.work.reach.Among(ctx, set.substituters)
+	if len(failed) == 0 {
+		return set
+	}
+	for _, f := range failed {
+		log.Line(daemon.Warn, "warning: "+f.Err.Error()+"; this task does without it")
+	}
+	s := *set
+	s.substituters = usable
+	// A daemon that does not trust us takes fewer caches than it has, without a word.
+	s.settings = maps.Clone(set.settings)
+	s.settings["substituters"] = strings.Join(usable, " ")
+	return &s
+}

@@ -84,6 +84,14 @@ type NixCache struct {
 	StoreURI    string
 	SigningKeys []string
 	PublicKeys  []string
+	Upload      Upload
+}
+
+// Upload is how an agent uploads to a cache. These keys are this project's own and all optional.
+type Upload struct {
+	Compression      *string
+	CompressionLevel *int64
+	Concurrency      *int64
 }
 
 type nixCacheRecord struct {
@@ -92,12 +100,17 @@ type nixCacheRecord struct {
 	StoreURI    string     `json:"storeURI"`
 	SigningKeys []string   `json:"signingKeys"`
 	PublicKeys  []string   `json:"publicKeys"`
+
+	Compression      *string `json:"compression,omitempty"`
+	CompressionLevel *int64  `json:"compressionLevel,omitempty"`
+	Concurrency      *int64  `json:"concurrency,omitempty"`
 }
 
 // AppendWire implements codec.Encoder.
 func (c *NixCache) AppendWire(b []byte) ([]byte, error) {
 	return codec.Append(b, &nixCacheRecord{
 		Kind: KindNixCache, StoreURI: c.StoreURI, SigningKeys: c.SigningKeys, PublicKeys: c.PublicKeys,
+		Compression: c.Upload.Compression, CompressionLevel: c.Upload.CompressionLevel, Concurrency: c.Upload.Concurrency,
 	})
 }
 
@@ -110,7 +123,10 @@ func (c *NixCache) DecodeWire(d *codec.Decoder) error {
 	if r.Kind != KindNixCache {
 		return wrongKind(r.Kind, KindNixCache)
 	}
-	*c = NixCache{StoreURI: r.StoreURI, SigningKeys: r.SigningKeys, PublicKeys: r.PublicKeys}
+	*c = NixCache{
+		StoreURI: r.StoreURI, SigningKeys: r.SigningKeys, PublicKeys: r.PublicKeys,
+		Upload: Upload{r.Compression, r.CompressionLevel, r.Concurrency},
+	}
 	return nil
 }
 
@@ -119,6 +135,9 @@ type CachixCache struct {
 	SigningKeys []string
 	AuthToken   *string
 	PublicKeys  []string
+	// APIBaseURL is the address of another service that speaks the protocol of Cachix. This project's own.
+	APIBaseURL *string
+	Upload     Upload
 }
 
 type cachixCacheRecord struct {
@@ -127,12 +146,18 @@ type cachixCacheRecord struct {
 	SigningKeys []string   `json:"signingKeys" default:"[]"`
 	AuthToken   *string    `json:"authToken,omitempty"`
 	PublicKeys  []string   `json:"publicKeys"`
+
+	APIBaseURL       *string `json:"apiBaseUrl,omitempty"`
+	Compression      *string `json:"compression,omitempty"`
+	CompressionLevel *int64  `json:"compressionLevel,omitempty"`
+	Concurrency      *int64  `json:"concurrency,omitempty"`
 }
 
 // AppendWire implements codec.Encoder.
 func (c *CachixCache) AppendWire(b []byte) ([]byte, error) {
 	return codec.Append(b, &cachixCacheRecord{
-		Kind: KindCachixCache, SigningKeys: c.SigningKeys, AuthToken: c.AuthToken, PublicKeys: c.PublicKeys,
+		Kind: KindCachixCache, SigningKeys: c.SigningKeys, AuthToken: c.AuthToken, PublicKeys: c.PublicKeys, APIBaseURL: c.APIBaseURL,
+		Compression: c.Upload.Compression, CompressionLevel: c.Upload.CompressionLevel, Concurrency: c.Upload.Concurrency,
 	})
 }
 
@@ -145,6 +170,9 @@ func (c *CachixCache) DecodeWire(d *codec.Decoder) error {
 	if r.Kind != KindCachixCache {
 		return wrongKind(r.Kind, KindCachixCache)
 	}
-	*c = CachixCache{SigningKeys: r.SigningKeys, AuthToken: r.AuthToken, PublicKeys: r.PublicKeys}
+	*c = CachixCache{
+		SigningKeys: r.SigningKeys, AuthToken: r.AuthToken, PublicKeys: r.PublicKeys, APIBaseURL: r.APIBaseURL,
+		Upload: Upload{r.Compression, r.CompressionLevel, r.Concurrency},
+	}
 	return nil
 }

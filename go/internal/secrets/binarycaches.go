@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -19,6 +20,12 @@ type BinaryCache struct {
 	PublicKeys  []string
 	SigningKeys []Sensitive
 	AuthToken   Sensitive // of a CachixCache, may be empty
+
+	// How to upload, where the file says so.
+	Compression      string // none, xz, zstd, gzip …; empty: not said
+	CompressionLevel int    // 0: not said
+	Concurrency      int    // uploads at once; 0: not said
+	APIBaseURL       string // of the service of a CachixCache; empty: the public one
 }
 
 // PullOnly says that nothing can be pushed to the cache, because it has neither a signing key nor a token.
@@ -114,6 +121,9 @@ func parseCache(name string, n *tree.Node) (BinaryCache, error) {
 			return c, err
 		}
 		c.StoreURI, c.PublicKeys, keys = f.StoreURI, f.PublicKeys, f.SigningKeys
+		if err := c.setUpload(f.Upload); err != nil {
+			return c, err
+		}
 	case formats.KindCachixCache:
 		var f formats.CachixCache
 		if err := formats.Unmarshal(data, &f); err != nil {
@@ -123,6 +133,15 @@ func parseCache(name string, n *tree.Node) (BinaryCache, error) {
 		if f.AuthToken != nil {
 			c.AuthToken = NewSensitive(*f.AuthToken)
 		}
+		if f.APIBaseURL != nil {
+			c.APIBaseURL = *f.APIBaseURL
+			if u, err := url.Parse(c.APIBaseURL); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+				return c, errors.New(`"apiBaseUrl": expected a URL that begins with https:// or http://`)
+			}
+		}
+		if err := c.setUpload(f.Upload); err != nil {
+			return c, err
+		}
 	default:
 		return c, fmt.Errorf("%w %q", errUnknownKind, kind.Text)
 	}
@@ -130,4 +149,32 @@ func parseCache(name string, n *tree.Node) (BinaryCache, error) {
 		c.SigningKeys = append(c.SigningKeys, NewSensitive(k))
 	}
 	return c, nil
+}
+
+// Limits of the optional keys. That a compression can be done is known where it is done.
+const (
+	maxCompressionLevel = 22
+	maxConcurrency      = 256
+)
+
+func (c *BinaryCache) setUpload(u formats.Upload) error {
+	if u.Compression != nil {
+		if *u.Compression == "" || strings.ContainsFunc(*u.Compression, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') }) {
+			return fmt.Errorf(`"compression": expected the name of one, such as "zstd" or "xz", not %q`, *u.Compression)
+		}
+		c.Compression = *u.Compression
+	}
+	if n := u.CompressionLevel; n != nil {
+		if *n < 1 || *n > maxCompressionLevel {
+			return fmt.Errorf(`"compressionLevel": expected a number from 1 to %d, not %d`, maxCompressionLevel, *n)
+		}
+		c.CompressionLevel = int(*n)
+	}
+	if n := u.Concurrency; n != nil {
+		if *n < 1 || *n > maxConcurrency {
+			return fmt.Errorf(`"concurrency": expected a number of uploads from 1 to %d, not %d`, maxConcurrency, *n)
+		}
+		c.Concurrency = int(*n)
+	}
+	return nil
 }

@@ -21,7 +21,7 @@ func (b *BinaryCaches) CachixLogins() []Login {
 	var logins []Login
 	for _, c := range b.Caches {
 		if c.Kind == formats.KindCachixCache && !c.AuthToken.Empty() {
-			logins = append(logins, Login{Host: c.Name + ".cachix.org", User: "authtoken", Password: c.AuthToken})
+			logins = append(logins, Login{Host: c.host(), User: "authtoken", Password: c.AuthToken})
 		}
 	}
 	return logins

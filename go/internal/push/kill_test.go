@@ -1,0 +1,3 @@
+package push_test
+
+func helper() bool { return false }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -84,17 +85,59 @@ func ParseBinaryCaches(path string, data []byte) (*BinaryCaches, error) {
 			if c.PullOnly() {
 				b.Warnings = append(b.Warnings, fmt.Sprintf("%s:%s: %q: neither a signing key nor a token; nothing is pushed to it", path, e.Pos, e.Name))
 			}
+			for _, k := range e.Value.Entries {
+				if f, ok := fields[k.Name]; !ok || f.kind != "" && f.kind != c.Kind {
+					b.Warnings = append(b.Warnings, fmt.Sprintf("%s:%s: %q: a %s has no key %q; it is ignored", path, k.Pos, e.Name, c.Kind, k.Name))
+				}
+			}
 			b.Caches = append(b.Caches, c)
 		}
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
+	tokens := map[string]Sensitive{}
+	for _, l := range b.CachixLogins() {
+		if t, ok := tokens[l.Host]; ok && !t.Equal(l.Password) {
+			b.Warnings = append(b.Warnings, fmt.Sprintf("%s: caches at %s have different tokens; netrc has room for one, so Nix reads them all with the first", path, l.Host))
+		}
+		tokens[l.Host] = l.Password
+	}
 	if len(b.Caches) == 0 {
 		b.Warnings = append(b.Warnings, path+": no binary cache; one is needed as soon as there is a second agent")
 	}
 	slices.SortFunc(b.Caches, func(x, y BinaryCache) int { return strings.Compare(x.Name, y.Name) })
 	return b, nil
+}
+
+// fields of an entry: which kind has them, if not both, and what is expected there.
+var fields = map[string]struct {
+	kind formats.Kind
+	what string
+}{
+	"kind":             {what: "a text"},
+	"apiVersion":       {what: "nothing"},
+	"storeURI":         {formats.KindNixCache, `the URI of a Nix store as a text, such as "s3://bucket" or "https://cache.example"`},
+	"authToken":        {formats.KindCachixCache, "a text, the token of the cache"},
+	"apiBaseUrl":       {formats.KindCachixCache, `a text, such as "https://cache.example"`},
+	"publicKeys":       {what: `a list of texts, such as ["cache.example-1:" and 44 characters of base 64]`},
+	"signingKeys":      {what: "a list of texts, which may be empty"},
+	"compression":      {what: `a text, such as "zstd" or "xz"`},
+	"compressionLevel": {what: "a whole number"},
+	"concurrency":      {what: "a whole number"},
+}
+
+// explain adds to an error of the decoder what is expected. It has no values of the file in it.
+func explain(err error) error {
+	if inner := errors.Unwrap(err); inner != nil {
+		err = inner // without the name of the Go type
+	}
+	for name, f := range fields {
+		if strings.Contains(err.Error(), `"`+name+`"`) || regexp.MustCompile(`^\.`+name+`\b`).MatchString(err.Error()) {
+			return fmt.Errorf("%w; expected is %s", err, f.what)
+		}
+	}
+	return err
 }
 
 var errUnknownKind = errors.New("unknown kind")
@@ -118,7 +161,7 @@ func parseCache(name string, n *tree.Node) (BinaryCache, error) {
 	case formats.KindNixCache:
 		var f formats.NixCache
 		if err := formats.Unmarshal(data, &f); err != nil {
-			return c, err
+			return c, explain(err)
 		}
 		c.StoreURI, c.PublicKeys, keys = f.StoreURI, f.PublicKeys, f.SigningKeys
 		if err := c.setUpload(f.Upload); err != nil {
@@ -127,7 +170,7 @@ func parseCache(name string, n *tree.Node) (BinaryCache, error) {
 	case formats.KindCachixCache:
 		var f formats.CachixCache
 		if err := formats.Unmarshal(data, &f); err != nil {
-			return c, err
+			return c, explain(err)
 		}
 		c.PublicKeys, keys = f.PublicKeys, f.SigningKeys
 		if f.AuthToken != nil {

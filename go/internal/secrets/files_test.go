@@ -175,6 +175,7 @@ func TestBinaryCaches(t *testing.T) {
 			{Name: "zz", Kind: "NixCache", StoreURI: "s3://b", PublicKeys: []string{"p:1"}, SigningKeys: []secrets.Sensitive{secrets.NewSensitive("s:1"), secrets.NewSensitive("s:2")}},
 		},
 		Warnings: []string{
+			path + `:3:98: "acme": a CachixCache has no key "extra"; it is ignored`,
 			path + `:4:3: "pull": neither a signing key nor a token; nothing is pushed to it`,
 			path + `:6:3: "future": unknown kind "AtticCache"; the entry is ignored`,
 		},
@@ -231,7 +232,8 @@ func TestBinaryCachesErrors(t *testing.T) {
 func TestWriteNetrc(t *testing.T) {
 	t.Parallel()
 	caches, err := secrets.ParseBinaryCaches("b", []byte(`{"acme":{"kind":"CachixCache","publicKeys":[],"authToken":"tok"},
-		"n":{"kind":"NixCache","storeURI":"u","publicKeys":[],"signingKeys":[]},"p":{"kind":"CachixCache","publicKeys":[]}}`))
+		"n":{"kind":"NixCache","storeURI":"u","publicKeys":[],"signingKeys":[]},"p":{"kind":"CachixCache","publicKeys":[]},
+		"own":{"kind":"CachixCache","publicKeys":[],"authToken":"tok2","apiBaseUrl":"https://cache.example:8443/prefix/"}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +248,7 @@ func TestWriteNetrc(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := before + "machine acme.cachix.org login authtoken password tok\nmachine git.example.org login x password p#\"w\n"
+		want := before + "machine acme.cachix.org login authtoken password tok\nmachine cache.example login authtoken password tok2\nmachine git.example.org login x password p#\"w\n"
 		if string(b) != want || !strings.HasPrefix(filepath.Base(path), "tmp-netrc") || filepath.Ext(path) != ".key" {
 			t.Errorf("%s: %s", path, b)
 		}

@@ -84,17 +84,18 @@ type Service interface {
 // agent is a running agent.
 type agent struct {
 	*environment
-	cfg       *config.Config
-	opt       Options
-	log       *slog.Logger
-	ctx       context.Context // ends: stop now
-	nixInfo   nixInfo
-	startInfo agentapi.StartInfo
-	tasks     *tasks
-	conns     *build.Conns
-	setups    *setups
-	work      work
-	status    *status
+	cfg        *config.Config
+	opt        Options
+	log        *slog.Logger
+	ctx        context.Context // ends: stop now
+	nixInfo    nixInfo
+	startInfo  agentapi.StartInfo
+	tasks      *tasks
+	conns      *build.Conns
+	setups     *setups
+	work       work
+	introduced introduced
+	status     *status
 }
 
 var errStopped = errors.New("the agent was stopped")
@@ -132,6 +133,10 @@ func (a *agent) run(stop context.CancelCauseFunc) error {
 	a.nixInfo = nix
 	first, err := newSetup(a.secure, a.nix, a.cfg.NixSettings, a.caches, a.operator)
 	if err != nil {
+		return err
+	}
+	if err := a.openPusher(first); err != nil {
+		first.remove(a.log)
 		return err
 	}
 	a.setups = &setups{log: a.log, newest: first, users: map[*setup]int{}}

@@ -14,6 +14,7 @@ import (
 	"hercules/internal/formats"
 	"hercules/internal/nix/localstore"
 	"hercules/internal/nix/nixconf"
+	"hercules/internal/push"
 	"hercules/internal/secrets"
 	"hercules/internal/secrets/watch"
 	"hercules/internal/wire/agentapi"
@@ -104,6 +105,11 @@ func checkCaches(path string, caches *secrets.BinaryCaches) error {
 			return fmt.Errorf("binary caches: %s: %q: %w", path, c.Name, err)
 		}
 	}
+	pusher, err := push.Open(caches.Caches, push.Deps{})
+	if err != nil {
+		return fmt.Errorf("binary caches: %s: %w", path, err)
+	}
+	pusher.Close()
 	return nil
 }
 

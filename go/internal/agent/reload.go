@@ -96,7 +96,15 @@ func (a *agent) readSetup(old *setup, cachesFile, operatorFile watch.File) (*set
 	if reflect.DeepEqual(caches.Caches, old.caches.Caches) && bytes.Equal(operator, old.operator) {
 		return old, nil
 	}
-	return newSetup(a.secure, a.nix, a.cfg.NixSettings, caches, operator)
+	s, err := newSetup(a.secure, a.nix, a.cfg.NixSettings, caches, operator)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.openPusher(s); err != nil {
+		s.remove(a.log)
+		return nil, err
+	}
+	return s, nil
 }
 
 // operatorNetrc is the content of Nix's own netrc file, which need not exist.

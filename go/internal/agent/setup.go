@@ -10,6 +10,7 @@ import (
 
 	"hercules/internal/formats"
 	"hercules/internal/nix/nixconf"
+	"hercules/internal/push"
 	"hercules/internal/secrets"
 )
 
@@ -29,6 +30,8 @@ type setup struct {
 	// netrc is the file with the credentials (agent-behaviour 5.4), or empty when there are none. Unlike that of an
 	// evaluation, whose task brings credentials of its own, it is the same for all tasks.
 	netrc string
+	// pusher brings things into the caches; see openPusher.
+	pusher *push.Pusher
 }
 
 // newSetup makes a setup, with its netrc file in dir.
@@ -60,6 +63,9 @@ func newSetup(dir string, nix *nixconf.Settings, nixSettings map[string]string, 
 
 // remove removes what was made for a setup.
 func (s *setup) remove(log *slog.Logger) {
+	if s.pusher != nil {
+		s.pusher.Close()
+	}
 	if s.netrc == "" {
 		return
 	}

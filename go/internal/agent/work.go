@@ -66,6 +66,7 @@ func (a *agent) build(t *agentapi.BuildTask) job {
 				Post: func(ctx context.Context, events []agentapi.BuildEvent) error {
 					return a.api.PostBuildEvents(ctx, t.ID, events)
 				},
+				Pusher: set.outputPusher(),
 				Logger: a.log.With("task", t.ID),
 			})
 		},
@@ -96,6 +97,7 @@ func (a *agent) evaluation(t *agentapi.EvaluateTask) job {
 				NetrcFile:                    set.netrc,
 				AllowInsecureBuiltinFetchers: a.cfg.AllowInsecureBuiltinFetchers,
 				Caches:                       caches,
+				Pusher:                       set.derivationPusher(),
 				WorkDirectory:                a.cfg.WorkDirectory,
 				HTTPClient:                   a.work.sources,
 				APIBaseURL:                   a.cfg.APIBaseURL,

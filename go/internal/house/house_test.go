@@ -36,11 +36,12 @@ var layers = map[string][]string{
 	// The kinds of work.
 	"tasklog":  {"wire", "nix"},
 	"evaluate": {"tasklog", "wire", "nix", "secrets", "proc", "atomicfile", "version"},
+	"push":     {"nix", "secrets", "formats", "proc", "atomicfile"},
 	"build":    {"tasklog", "wire", "nix", "secrets", "proc", "atomicfile", "version"},
 	// The two ends of the protocol do not know each other.
-	"agent":       {"evaluate", "build", "tasklog", "wire", "nix", "config", "secrets", "formats", "proc", "atomicfile", "systemd", "logging", "version"},
+	"agent":       {"evaluate", "build", "push", "tasklog", "wire", "nix", "config", "secrets", "formats", "proc", "atomicfile", "systemd", "logging", "version"},
 	"coordinator": {"tasklog", "wire", "nix", "secrets", "formats", "atomicfile", "logging", "version"},
-	"cli":         {"agent", "coordinator", "evaluate", "build", "tasklog", "wire", "nix", "config", "secrets", "formats", "proc", "atomicfile", "systemd", "logging", "version"},
+	"cli":         {"agent", "coordinator", "evaluate", "build", "push", "tasklog", "wire", "nix", "config", "secrets", "formats", "proc", "atomicfile", "systemd", "logging", "version"},
 	// For tests alone.
 	"testnix": {"nix", "proc"}, "bench": {}, "house": {},
 }

@@ -251,11 +251,11 @@ func (c *Cache) mark(ctx context.Context, key string) {
 
 // lockPath keeps others off a path or file while it is looked at and then written.
 func (c *Cache) lockPath(b ...byte) (unlock func()) {
-	sum := 0
+	sum := uint(0)
 	for _, x := range b {
-		sum = sum*31 + int(x)
+		sum = sum*31 + uint(x)
 	}
-	mu := &c.paths[sum%len(c.paths)]
+	mu := &c.paths[sum%uint(len(c.paths))]
 	mu.Lock()
 	return mu.Unlock
 }

@@ -9,9 +9,16 @@ import (
 	"hercules/internal/tasklog"
 )
 
-// within is the setup without the caches that cannot be reached now. Nix would come to the same end, but each of its
-// daemon processes retries a host that is not there for some five seconds before it builds.
+// within is the setup for a task: without the caches that cannot be reached now, and with the others known to Nix.
 func (a *agent) within(ctx context.Context, set *setup, log *tasklog.Log) *setup {
+	set = a.reachable(ctx, set, log)
+	a.introduce(ctx, set)
+	return set
+}
+
+// reachable is the setup without the caches that cannot be reached now. Nix would come to the same end, but each of its
+// daemon processes retries a host that is not there for some five seconds before it builds.
+func (a *agent) reachable(ctx context.Context, set *setup, log *tasklog.Log) *setup {
 	usable, failed := a.work.reach.Among(ctx, set.substituters)
 	if len(failed) == 0 {
 		return set

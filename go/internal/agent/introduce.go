@@ -1,0 +1,49 @@
+package agent
+
+import (
+	"context"
+	"strings"
+	"sync"
+
+	"hercules/internal/nix/daemon"
+	"hercules/internal/nix/storepath"
+)
+
+// introduced remembers which lists of caches the Nix daemon has met.
+//
+// Old Nix keeps for each cache a row in a database, and takes a new one when two of its processes meet a cache at
+// the same time for the first time; the first process then fails with "constraint failed", and with it the build (seen
+// with 2.8; not with 2.26 and 2.34). So the first task with a list of caches lets the daemon ask each of them, and the others wait for it.
+type introduced struct {
+	mu   sync.Mutex
+	done map[string]bool
+}
+
+// absent is a path that no cache has.
+const absent = storepath.StoreDir + "/00000000000000000000000000000000-absent"
+
+// introduce lets the daemon meet the caches of a setup. It is only a precaution: an error is left to the task itself.
+func (a *agent) introduce(ctx context.Context, set *setup) {
+	caches := set.settings["substituters"]
+	if !strings.Contains(caches, "://") {
+		return
+	}
+	i := &a.introduced
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.done[caches] || ctx.Err() != nil {
+		return
+	}
+	err := a.conns.With(ctx, daemon.Options{Settings: set.settings, Verbosity: a.work.verbosity}, func(c *daemon.Conn) error {
+		_, err := c.QuerySubstitutablePaths(ctx, []string{absent})
+		return err
+	})
+	if err != nil {
+		a.log.Debug("the daemon cannot ask all caches", "error", err)
+		return
+	}
+	if i.done == nil {
+		i.done = map[string]bool{}
+	}
+	i.done[caches] = true
+}

@@ -88,6 +88,9 @@ Exit status: 0 all good, 1 something failed, 2 wrong usage or set-up, 130 interr
 			return &statusError{status: exitFailed}
 		},
 	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w\nTry %s --help.", err, cmd.CommandPath()) //nolint:staticcheck,revive // a sentence of its own
+	})
 	root.SetVersionTemplate("hci {{.Version}}\n")
 	root.AddCommand(runCommand(streams), versionCommand(streams))
 	return root

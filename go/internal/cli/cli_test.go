@@ -2,10 +2,13 @@ package cli_test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -59,7 +62,7 @@ func runScripts(t *testing.T, dir string, n testnix.Nix, mayUpdate bool) {
 			testscript.Run(t, testscript.Params{
 				Files:               []string{script},
 				Setup:               func(env *testscript.Env) error { return setup(env, s) },
-				Cmds:                map[string]func(*testscript.TestScript, bool, []string){"events": events, "plain": plain},
+				Cmds:                map[string]func(*testscript.TestScript, bool, []string){"events": events, "plain": plain, "status": status},
 				RequireExplicitExec: true,
 				RequireUniqueNames:  true,
 				UpdateScripts:       *update && mayUpdate,
@@ -83,6 +86,24 @@ func setup(env *testscript.Env, s *testnix.Store) error {
 		"DIRECT="+s.DirectRemote(),
 	)
 	return nil
+}
+
+// status N PROGRAM ARG... runs a program and holds it to an exit status.
+func status(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: status N PROGRAM ARG...")
+	}
+	want := args[0]
+	err := ts.Exec(args[1], args[2:]...)
+	got := "0"
+	if failed, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = strconv.Itoa(failed.ExitCode())
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if got != want {
+		ts.Fatalf("exit status %s, want %s", got, want)
+	}
 }
 
 func gitEnv() []string {

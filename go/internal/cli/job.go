@@ -14,7 +14,7 @@ import (
 )
 
 // newJob describes the job of a checkout.
-func newJob(ctx context.Context, source *checkout.Checkout, o *runOptions, inputs map[string]string, platforms []string) (coordinator.Job, error) {
+func newJob(ctx context.Context, source *checkout.Checkout, o *runOptions, inputs map[string]string, platforms []string) coordinator.Job {
 	systems := o.systems
 	if len(systems) == 0 {
 		systems = platforms
@@ -40,28 +40,21 @@ func newJob(ctx context.Context, source *checkout.Checkout, o *runOptions, input
 		// An expression that looks at rev should not fail only because nothing is committed yet.
 		job.Source.Rev = strings.Repeat("0", 40)
 	}
-	isFlake, err := flakeJob(ctx, source, o.dirty)
-	if err != nil {
-		return job, err
-	}
-	if isFlake {
+	if flakeJob(ctx, source, o.dirty) {
 		job.Flake = true
 		git := gitInput(source)
 		job.Source.Git = &git
 	}
-	return job, nil
+	return job
 }
 
 // flakeJob says whether Nix should fetch the source itself, as a flake. Only the commit of a whole repository can be
 // fetched that way; files on disk and directories of a repository are unpacked and then found to be a flake.
-func flakeJob(ctx context.Context, source *checkout.Checkout, dirty bool) (bool, error) {
+func flakeJob(ctx context.Context, source *checkout.Checkout, dirty bool) bool {
 	if dirty || !source.AtRoot() {
-		return false, nil
+		return false
 	}
-	if source.Rev == "" {
-		return false, fmt.Errorf("%s has no commit yet; commit something or take the files as they are with --dirty", source.Root)
-	}
-	return source.Has(ctx, "flake.nix", false) && !source.Has(ctx, "ci.nix", false) && !source.Has(ctx, "nix/ci.nix", false), nil
+	return source.Has(ctx, "flake.nix", false) && !source.Has(ctx, "ci.nix", false) && !source.Has(ctx, "nix/ci.nix", false)
 }
 
 func gitInput(source *checkout.Checkout) agentapi.ImmutableGitInput {

@@ -215,7 +215,7 @@ func normalEvents(list []*anEvent) string {
 			}
 		}
 		delete(fields, "trace") // newer Nix has one nearly always
-		_ = enc.Encode(fields) // writes to memory
+		_ = enc.Encode(fields)  // writes to memory
 	}
 	return out.String()
 }
@@ -242,7 +242,7 @@ func normalValue(v any) any {
 
 var (
 	// What Nix says in further lines, and in some cases in the first, depends on its version.
-	wording   = regexp.MustCompile(`(?s)^([^\n]*?)(, expecting .*|\n.*)$`)
+	wording   = regexp.MustCompile(`(?s)^([^\n]*?)(, expecting .*| \(possible infinite recursion\).*|; max-call-depth exceeded.*|\n.*)$`)
 	hashes    = regexp.MustCompile(`(/\S*/root)?/nix/store/[0-9a-z]{32}-`)
 	revisions = regexp.MustCompile(`\b[0-9a-f]{40}\b`)
 	shortRevs = regexp.MustCompile(` at [0-9a-f]{12}\b`)

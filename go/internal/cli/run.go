@@ -54,7 +54,12 @@ not be set up, 130 when interrupted.`,
   hci run --dirty                  with what is not committed yet
   hci run --attr 'checks.**'       only these attributes
   hci run --json | jq -c .event    events for scripts, one a line`,
-		Args: cobra.MaximumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return fmt.Errorf("expected one directory, got %q", args)
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := "."
 			if len(args) == 1 {
@@ -95,6 +100,9 @@ func run(ctx context.Context, dir string, o *runOptions, streams Streams) error 
 	if err != nil {
 		return err
 	}
+	if source.Root != "" && source.Rev == "" && !o.dirty {
+		return fmt.Errorf("%s has no commit yet; commit something or take the files as they are with --dirty", source.Root)
+	}
 	screen := term.New(streams.Err)
 	log := runLog(o.debug, streams.Err)
 
@@ -126,10 +134,7 @@ func run(ctx context.Context, dir string, o *runOptions, streams Streams) error 
 		return err
 	}
 
-	job, err := newJob(ctx, source, o, inputs, platforms)
-	if err != nil {
-		return err
-	}
+	job := newJob(ctx, source, o, inputs, platforms)
 	if !o.json {
 		announce(screen, source, o)
 	}
@@ -242,7 +247,7 @@ func newView(o *runOptions, screen *term.Screen, streams Streams) (report.View, 
 	}
 	f, err := os.Create(o.logFile)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("--log: %w", err)
 	}
 	view = report.NewTee(view, f)
 	return view, func() error { return errors.Join(view.Close(), f.Close()) }, nil
@@ -272,16 +277,16 @@ func newRunDirs(name string) (*runDirs, error) {
 	}
 	runs := filepath.Join(state, "hercules-ci", "runs")
 	if err := mkdirPrivate(runs); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("making a place for logs: %w; XDG_STATE_HOME names another", err)
 	}
 	prune(runs, keepRuns-1)
 	logs, err := os.MkdirTemp(runs, time.Now().UTC().Format("20060102-150405")+"-"+filepath.Base(name)+"-")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("making a place for logs: %w; XDG_STATE_HOME names another", err)
 	}
 	agent, err := os.MkdirTemp("", "hci-run-")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("making a temporary directory: %w; TMPDIR names another place", err)
 	}
 	return &runDirs{logs: logs, agent: agent}, nil
 }

@@ -51,7 +51,7 @@ func (l *Lines) lines(e event.Event) []string {
 		if !body.Selected {
 			return nil
 		}
-		return []string{l.tag(term.Red, "error") + term.Strip(AttrPath(body.Path)) + ": " + brief(body.Message)}
+		return []string{l.tag(term.Red, "error") + term.Strip(attributeName(body.Evaluation, body.Path, l.model.selected > 1)) + ": " + brief(body.Message)}
 	case event.EvaluationFinished:
 		if body.Status != event.Succeeded {
 			line := l.tag(term.Red, "stopped") + "evaluating " + evaluationName(body.Evaluation)
@@ -82,7 +82,7 @@ func (l *Lines) lines(e event.Event) []string {
 		return []string{l.tag(term.Plain, "evaluating") + evaluationName(body.Evaluation)}
 	case event.AttributeIFD:
 		if !body.Done {
-			return []string{l.tag(term.Plain, "waiting") + term.Strip(AttrPath(body.Path)) + " needs " + DrvName(body.Drv) + " to be evaluated"}
+			return []string{l.tag(term.Plain, "waiting") + term.Strip(attributeName(body.Evaluation, body.Path, l.model.selected > 1)) + " needs " + DrvName(body.Drv) + " to be evaluated"}
 		}
 	case event.BuildStarted:
 		return []string{l.tag(term.Plain, "building") + term.Strip(l.model.name(body.Drv))}

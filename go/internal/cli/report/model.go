@@ -12,6 +12,7 @@ import (
 type model struct {
 	evaluating map[string]time.Time
 	jobs       int // that herculesCI declares
+	selected   int // those of them that are run
 	attributes int
 	errors     int
 	waiting    int // attributes that wait for an import from derivation
@@ -55,10 +56,13 @@ func (m *model) handle(e event.Event) {
 		delete(m.evaluating, body.Evaluation)
 	case event.Handler:
 		m.jobs++
+		if body.Selected {
+			m.selected++
+		}
 	case event.Attribute:
 		m.attributes++
 		if _, ok := m.names[body.Drv]; !ok && body.Type != agentapi.DependenciesOnly {
-			m.names[body.Drv] = attribute{AttrPath(body.Path), body.Type}
+			m.names[body.Drv] = attribute{attributeName(body.Evaluation, body.Path, m.selected > 1), body.Type}
 		}
 	case event.AttributeError:
 		m.attributes++

@@ -42,6 +42,17 @@ func AttrPath(path []string) string {
 	return strings.Join(parts, ".")
 }
 
+// attributeName is AttrPath for a job in which there may be several evaluations.
+func attributeName(evaluation string, path []string, several bool) string {
+	switch {
+	case !several || evaluation == "":
+		return AttrPath(path)
+	case len(path) == 0:
+		return evaluation
+	}
+	return evaluation + ": " + AttrPath(path)
+}
+
 // DrvName is the name in a derivation's store path.
 func DrvName(drv string) string {
 	return strings.TrimSuffix(storepath.Name(drv), ".drv")

@@ -2,6 +2,7 @@ package report
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -30,6 +31,18 @@ const (
 // verdict. logPath finds the log of a build, "" when there is none.
 func Summary(s *term.Screen, result *coordinator.Result, logPath func(drv string) string) error {
 	w := &summary{screen: s, result: result, logPath: logPath}
+	evaluations := map[string]bool{}
+	for _, a := range result.Attributes {
+		evaluations[a.Evaluation] = true
+	}
+	for _, failed := range result.EvaluationFailures {
+		evaluations[failed.Evaluation] = true
+	}
+	w.several = len(evaluations) > 1
+	// Attributes that waited for a build are reported late; people look for a name.
+	w.attributes = slices.SortedStableFunc(slices.Values(result.Attributes), func(a, b event.AttributeResult) int {
+		return cmp.Or(strings.Compare(a.Evaluation, b.Evaluation), slices.Compare(a.Path, b.Path))
+	})
 	w.failures()
 	w.table()
 	w.verdict()
@@ -40,7 +53,14 @@ type summary struct {
 	screen  *term.Screen
 	result  *coordinator.Result
 	logPath func(string) string
-	lines   []string
+	several bool // evaluations
+	// attributes of the result by evaluation and path
+	attributes []event.AttributeResult
+	lines      []string
+}
+
+func (w *summary) name(a event.AttributeResult) string {
+	return attributeName(a.Evaluation, a.Path, w.several)
 }
 
 func (w *summary) add(format string, args ...any) {
@@ -59,9 +79,9 @@ func (w *summary) failures() {
 		w.add("")
 	}
 	attributes := map[string][]event.AttributeResult{}
-	for _, a := range w.result.Attributes {
+	for _, a := range w.attributes {
 		if a.Outcome == event.EvaluationError {
-			w.add("%s %s", w.screen.Paint(term.Red, "✘"), w.screen.Paint(term.Bold, term.Strip(AttrPath(a.Path))))
+			w.add("%s %s", w.screen.Paint(term.Red, "✘"), w.screen.Paint(term.Bold, term.Strip(w.name(a))))
 			w.indent(a.Reason)
 			w.add("")
 		}
@@ -69,15 +89,25 @@ func (w *summary) failures() {
 			attributes[a.Drv] = append(attributes[a.Drv], a)
 		}
 	}
+	title := func(failed event.BuildFinished) string {
+		if a := attributes[failed.Drv]; len(a) > 0 {
+			return w.name(a[0])
+		}
+		return DrvName(failed.Drv)
+	}
+	// In the order of their names, as the attributes: builds end in another order every time.
+	failures := slices.SortedStableFunc(slices.Values(w.result.Failures), func(a, b event.BuildFinished) int {
+		return strings.Compare(title(a), title(b))
+	})
 	shown := 0
-	for _, failed := range w.result.Failures {
+	for _, failed := range failures {
 		if failed.Status == event.DependencyFailed || failed.Status == event.Cancelled || expected(attributes[failed.Drv]) {
 			continue
 		}
 		if shown++; shown > failureLimit {
 			continue
 		}
-		w.failure(failed, attributes[failed.Drv])
+		w.failure(title(failed), failed, attributes[failed.Drv])
 	}
 	if shown > failureLimit {
 		w.add("… and %d more failed builds", shown-failureLimit)
@@ -92,11 +122,7 @@ func expected(attributes []event.AttributeResult) bool {
 	})
 }
 
-func (w *summary) failure(failed event.BuildFinished, attributes []event.AttributeResult) {
-	title := DrvName(failed.Drv)
-	if len(attributes) > 0 {
-		title = AttrPath(attributes[0].Path)
-	}
+func (w *summary) failure(title string, failed event.BuildFinished, attributes []event.AttributeResult) {
 	style, note := term.Red, ""
 	if len(attributes) > 0 && attributes[0].Outcome == event.FailedIgnored {
 		style, note = term.Yellow, " (may fail)"
@@ -146,14 +172,7 @@ var outcomes = map[event.Outcome]struct {
 }
 
 func (w *summary) table() {
-	attributes := slices.Clone(w.result.Attributes)
-	// Attributes that waited for a build are reported late; people look for a name.
-	slices.SortStableFunc(attributes, func(a, b event.AttributeResult) int {
-		if c := strings.Compare(a.Evaluation, b.Evaluation); c != 0 {
-			return c
-		}
-		return slices.Compare(a.Path, b.Path)
-	})
+	attributes := slices.Clone(w.attributes)
 	hidden := 0
 	if len(attributes) > tableLimit {
 		attributes = slices.DeleteFunc(attributes, func(a event.AttributeResult) bool { return a.Outcome == event.Good })
@@ -174,7 +193,7 @@ func (w *summary) table() {
 			note = "because of " + DrvName(a.Cause)
 		}
 		// The sign goes in after the columns are made: colours have no width.
-		fmt.Fprintf(tw, "%s\t%s\t%s\n", what, tabless(AttrPath(a.Path)), tabless(note))
+		fmt.Fprintf(tw, "%s\t%s\t%s\n", what, tabless(w.name(a)), tabless(note))
 	}
 	_ = tw.Flush() // writes to memory
 	for i, line := range strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n") {

@@ -13,7 +13,7 @@ import (
 )
 
 // chain has a reference, one to itself, an executable, a link, and something that does not compress.
-const chain = `let lib = sh "lib" {} "mkdir $out; dd if=/dev/urandom of=$out/data bs=64k count=40; echo $out > $out/self";
+const chain = `let lib = sh "lib" {} "mkdir $out; dd if=/dev/urandom of=$out/data bs=64k count=6; echo $out > $out/self";
 in sh "app" { inherit lib; } "mkdir -p $out/bin; printf '#!/bin/sh\necho hi' > $out/bin/app; chmod +x $out/bin/app; ln -s $lib/data $out/link"`
 
 func netrc(t *testing.T, s *testnix.Store, token string) {
@@ -109,6 +109,7 @@ func TestNixCompressions(t *testing.T) {
 		from := testnix.New(t, testnix.WithNix(n))
 		netrc(t, from, writeToken)
 		path := from.Build(chain)
+		to := testnix.New(t, testnix.WithNix(n))
 		for _, compression := range []string{"xz", "zstd", "none", "bzip2", "gzip"} {
 			srv := newServer(t)
 			from.Run("nix", "copy", "--to", srv.url+"?compression="+compression, path)
@@ -118,9 +119,10 @@ func TestNixCompressions(t *testing.T) {
 			if err != nil || info.Compression != compression {
 				t.Errorf("%s: %v\n%s", compression, err, r.body)
 			}
-			to := testnix.New(t, testnix.WithNix(n))
 			to.Run("nix", "copy", "--from", srv.url, "--option", "trusted-public-keys", srv.c.PublicKey(), path)
-			to.Run("nix-store", "--verify-path", path)
+			paths := closure(to, path)
+			to.Run("nix-store", append([]string{"--verify-path"}, paths...)...)
+			to.Run("nix-store", append([]string{"--delete"}, paths...)...)
 		}
 		srv := newServer(t)
 		if _, err := from.TryRun("nix", "copy", "--to", srv.url+"?compression=br", path); err == nil {

@@ -29,13 +29,9 @@ const absent = storepath.StoreDir + "/00000000000000000000000000000000-absent"
 // checkCache goes through everything for one cache, as far as one thing allows the next.
 func (c *checker) checkCache(ctx context.Context, bc *secrets.BinaryCache) {
 	c.checkKeys(bc)
-	store, err := c.open(ctx, bc)
-	if err != nil {
-		c.say(bc.Name, "read", Fail, "%s", told(err))
-		return
-	}
-	defer func() { _ = store.Close() }()
-	readable := c.checkRead(ctx, bc, store)
+	// A new cache is not there before something is pushed to it.
+	writing := !bc.PullOnly() && c.Upload
+	unreadable := c.checkRead(ctx, bc, writing)
 	if bc.Kind == formats.KindCachixCache && !bc.PullOnly() {
 		c.checkService(ctx, bc)
 	}
@@ -45,10 +41,10 @@ func (c *checker) checkCache(ctx context.Context, bc *secrets.BinaryCache) {
 	case !c.Upload:
 		c.say(bc.Name, "write", Skip, "not tried")
 	default:
-		c.checkWrite(ctx, bc, readable)
+		c.checkWrite(ctx, bc, unreadable)
 		return
 	}
-	if readable {
+	if unreadable == nil {
 		c.compareSettings(bc)
 	}
 }
@@ -60,9 +56,15 @@ func (c *checker) open(ctx context.Context, bc *secrets.BinaryCache) (substitute
 	})
 }
 
-func (c *checker) checkRead(ctx context.Context, bc *secrets.BinaryCache, store substituter.Store) bool {
-	var err error
+// checkRead gives the error, and leaves it to the caller to say it if it may be over soon.
+func (c *checker) checkRead(ctx context.Context, bc *secrets.BinaryCache, mayChange bool) error {
 	what := "it answers"
+	store, err := c.open(ctx, bc)
+	if err != nil {
+		c.say(bc.Name, "read", Fail, "%s", told(err))
+		return err
+	}
+	defer func() { _ = store.Close() }()
 	if b, ok := store.(*substituter.BinaryCache); ok {
 		var info substituter.Info
 		if info, err = b.Info(ctx); err == nil {
@@ -71,17 +73,22 @@ func (c *checker) checkRead(ctx context.Context, bc *secrets.BinaryCache, store 
 	} else {
 		_, err = store.Query(ctx, []string{absent})
 	}
-	if err != nil {
-		c.say(bc.Name, "read", Fail, "%s%s", told(err), c.refusal(bc, err))
-		return false
+	switch {
+	case err == nil:
+		c.say(bc.Name, "read", OK, "%s", what)
+	case !mayChange:
+		c.unreadable(bc, err)
 	}
-	c.say(bc.Name, "read", OK, "%s", what)
-	return true
+	return err
+}
+
+func (c *checker) unreadable(bc *secrets.BinaryCache, err error) {
+	c.say(bc.Name, "read", Fail, "%s%s", told(err), c.refusal(bc, err))
 }
 
 // refusal says what may help when a cache wants to know who reads.
 func (c *checker) refusal(bc *secrets.BinaryCache, err error) string {
-	if !strings.Contains(err.Error(), "401") && !strings.Contains(err.Error(), "403") {
+	if !strings.Contains(err.Error(), "answered 401") && !strings.Contains(err.Error(), "answered 403") {
 		return ""
 	}
 	if bc.Kind == formats.KindCachixCache {
@@ -128,7 +135,7 @@ func (c *checker) checkService(ctx context.Context, bc *secrets.BinaryCache) {
 }
 
 // checkWrite uploads a path that nobody has, and looks what comes back.
-func (c *checker) checkWrite(ctx context.Context, bc *secrets.BinaryCache, readable bool) {
+func (c *checker) checkWrite(ctx context.Context, bc *secrets.BinaryCache, unreadable error) {
 	origin, err := c.newStore("from")
 	if err != nil {
 		c.say(bc.Name, "write", Fail, "a store to upload from cannot be made: %s", told(err))
@@ -145,14 +152,17 @@ func (c *checker) checkWrite(ctx context.Context, bc *secrets.BinaryCache, reada
 	negative := c.endpoint != nil && c.ask(ctx, bc, asked) == nil
 	begin := time.Now()
 	if err := c.upload(ctx, bc, origin.endpoint, []string{asked.info.Path, fresh.info.Path}); err != nil {
+		if unreadable != nil {
+			c.unreadable(bc, unreadable)
+		}
 		c.say(bc.Name, "write", Fail, "%s", told(err))
-		if readable {
+		if unreadable == nil {
 			c.compareSettings(bc)
 		}
 		return
 	}
 	c.say(bc.Name, "write", OK, "two store paths of %d bytes uploaded in %v", fresh.info.NarSize, time.Since(begin).Round(10*time.Millisecond))
-	if !readable {
+	if unreadable != nil && c.checkRead(ctx, bc, false) != nil {
 		return
 	}
 	if !c.readBack(ctx, bc, fresh) {
@@ -214,7 +224,7 @@ func (c *checker) download(ctx context.Context, bc *secrets.BinaryCache, p *prob
 	if err != nil {
 		return err
 	}
-	settings := map[string]string{"substituters": bc.Substituter(), "require-sigs": "false"}
+	settings := map[string]string{"substituters": bc.Substituter()}
 	if c.netrc != "" {
 		settings["netrc-file"] = c.netrc
 	}

@@ -69,13 +69,14 @@ func (c *checker) newStore(name string) (*privateStore, error) {
 }
 
 // privateEnv is the environment of a Nix program that must leave no trace, in files or in what it remembers of caches.
+// Its store takes paths without signatures; a store reads this setting when it is opened, before a client can set it.
 func (c *checker) privateEnv(remote string) []string {
 	drop := []string{"NIX_REMOTE", "XDG_CACHE_HOME", "NIX_STATE_DIR", "NIX_STORE_DIR", "NIX_LOG_DIR", "NIX_DAEMON_SOCKET_PATH", "NIX_CONFIG"}
 	env := slices.DeleteFunc(slices.Clone(c.Env), func(e string) bool {
 		name, _, _ := strings.Cut(e, "=")
 		return slices.Contains(drop, name)
 	})
-	return append(env, "NIX_REMOTE="+remote, "XDG_CACHE_HOME="+filepath.Join(c.dir, "cache"), "NIX_CONFIG="+c.getenv("NIX_CONFIG")+"\nbuild-users-group =\nnarinfo-cache-negative-ttl = 0\n")
+	return append(env, "NIX_REMOTE="+remote, "XDG_CACHE_HOME="+filepath.Join(c.dir, "cache"), "NIX_CONFIG="+c.getenv("NIX_CONFIG")+"\nbuild-users-group =\nnarinfo-cache-negative-ttl = 0\nrequire-sigs = false\n")
 }
 
 func (s *privateStore) add(ctx context.Context, p *probe) error {

@@ -23,6 +23,8 @@ const (
 	tableLimit = 60
 	// logTail is how many lines of a failed build's log are shown.
 	logTail = 25
+	// lineLimit is how much of such a line is shown; all of it is in the log.
+	lineLimit = 500
 	// failureLimit is how many failures are shown with their logs.
 	failureLimit = 20
 )
@@ -135,7 +137,7 @@ func (w *summary) failure(title string, failed event.BuildFinished, attributes [
 		reason, lines := explain(tail(path, logTail+nixWords), logTail)
 		w.indent(reason)
 		for _, line := range lines {
-			w.add("  %s %s", w.screen.Paint(term.Dim, "│"), w.screen.Clean(line))
+			w.add("  %s %s", w.screen.Paint(term.Dim, "│"), term.Cut(w.screen.Clean(line), lineLimit))
 		}
 		w.add("  log:        %s", path)
 	}
@@ -251,7 +253,7 @@ func tail(path string, n int) []string {
 	}
 	defer f.Close()
 	// The last lines of a log fit in its last part; a first line that was cut by the seek is dropped.
-	const part = 64 << 10
+	const part = 1 << 20
 	cut := false
 	if info, err := f.Stat(); err == nil && info.Size() > part {
 		if _, err := f.Seek(-part, io.SeekEnd); err == nil {

@@ -28,6 +28,7 @@ import (
 	"github.com/nix-community/go-nix/pkg/narinfo/signature"
 
 	"hercules/internal/atomicfile"
+	"hercules/internal/coordinator/cache/storage"
 	"hercules/internal/nix/storepath"
 	"hercules/internal/secrets"
 )
@@ -71,7 +72,7 @@ type Options struct {
 	NoSync bool
 
 	// Storage keeps the files instead of the cache's directory, which still has the key and temporary files.
-	Storage Storage
+	Storage storage.Storage
 	Log     *slog.Logger
 }
 
@@ -80,8 +81,8 @@ type Cache struct {
 	o       Options
 	dir     string
 	log     *slog.Logger
-	storage Storage
-	space   *space
+	storage storage.Storage
+	space   *storage.Space
 	facts   factsCache
 	key     signature.SecretKey
 	public  string
@@ -184,7 +185,7 @@ func (c *Cache) open() error {
 		return err
 	}
 	var err error
-	if c.lock, err = lockDir(filepath.Join(c.dir, lockFile)); err != nil {
+	if c.lock, err = storage.LockDir(filepath.Join(c.dir, lockFile)); err != nil {
 		return err
 	}
 	// Nothing in there has ever been visible.
@@ -198,15 +199,15 @@ func (c *Cache) open() error {
 		return err
 	}
 	if c.storage = c.o.Storage; c.storage == nil {
-		if c.storage, err = newDisk(filepath.Join(c.dir, storageDir), mode, !c.o.NoSync); err != nil {
+		if c.storage, err = storage.NewDisk(filepath.Join(c.dir, storageDir), mode, !c.o.NoSync); err != nil {
 			return err
 		}
 	}
-	c.space = &space{dir: c.dir, max: c.o.MaxSize, reserve: c.o.FreeReserve}
+	c.space = &storage.Space{Dir: c.dir, Max: c.o.MaxSize, Reserve: c.o.FreeReserve}
 	c.uploads.init()
 	ctx := context.Background()
-	err = c.storage.List(ctx, "", func(f File) error {
-		c.space.used.Add(f.Size)
+	err = c.storage.List(ctx, "", func(f storage.File) error {
+		c.space.Count(f.Size)
 		if isNarinfo(f.Key) {
 			c.count.paths.Add(1)
 		}
@@ -279,7 +280,7 @@ func (c *Cache) unlock() error {
 // Stats gives figures.
 func (c *Cache) Stats() Stats {
 	return Stats{
-		Paths: c.count.paths.Load(), Bytes: c.space.used.Load(),
+		Paths: c.count.paths.Load(), Bytes: c.space.Used(),
 		Hits: c.count.hits.Load(), Misses: c.count.misses.Load(),
 		Added: c.count.uploaded.Load(), Rejected: c.count.rejected.Load(),
 		ActiveUploads: c.count.active.Load(), PendingUploads: c.uploads.len(),

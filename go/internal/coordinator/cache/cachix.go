@@ -17,6 +17,7 @@ import (
 	"github.com/nix-community/go-nix/pkg/narinfo/signature"
 	"github.com/nix-community/go-nix/pkg/nixbase32"
 
+	"hercules/internal/coordinator/cache/narfile"
 	"hercules/internal/nix/narinfo"
 	"hercules/internal/nix/storepath"
 )
@@ -267,8 +268,8 @@ func (c *Cache) apiNar(w *recorder, r *http.Request) error {
 	return nil
 }
 
-func wantCompression(compression string) func(facts) error {
-	return func(f facts) error {
+func wantCompression(compression string) func(narfile.Facts) error {
+	return func(f narfile.Facts) error {
 		if f.Compression != compression {
 			return fail(http.StatusUnprocessableEntity, "the file is %s, not %s", f.Compression, compression)
 		}
@@ -328,7 +329,7 @@ func (c *Cache) narinfoOf(create *narInfoCreate) (*narinfo.NarInfo, error) {
 	if !ok {
 		return nil, bad("cNarHash", "want sha256:<hash>")
 	}
-	nar, err := parseDigest(text)
+	nar, err := narfile.ParseDigest(text)
 	if err != nil {
 		return nil, bad("cNarHash", "%s", err)
 	}
@@ -337,7 +338,7 @@ func (c *Cache) narinfoOf(create *narInfoCreate) (*narinfo.NarInfo, error) {
 		return nil, bad("cNarSize, cFileSize", "want more than 0")
 	}
 	file, err := hex.DecodeString(create.FileHash)
-	if err != nil || len(file) != len(digest{}) {
+	if err != nil || len(file) != len(narfile.Digest{}) {
 		return nil, bad("cFileHash", "want a sha256 in base 16 without prefix")
 	}
 	n.FileHash = "sha256:" + nixbase32.EncodeToString(file)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"hercules/internal/coordinator/cache/narfile"
+	"hercules/internal/coordinator/cache/storage"
 	"hercules/internal/nix/narinfo"
 	"hercules/internal/nix/storepath"
 )
@@ -74,7 +76,7 @@ func (c *Cache) Collect(ctx context.Context, p Policy) (Collected, error) {
 	}
 	var done Collected
 	order := g.byUse(p.Roots, &done.MissingRoots)
-	victims := g.choose(p, order, c.now(), c.space.used.Load())
+	victims := g.choose(p, order, c.now(), c.space.Used())
 	if err := c.remove(ctx, g, victims, p, &done); err != nil {
 		return done, fmt.Errorf("collect %s: %w", c.o.Name, err)
 	}
@@ -99,14 +101,14 @@ func (c *Cache) watchPublished(on bool) {
 // graph is the contents of a cache at one moment.
 type graph struct {
 	nodes map[string]*node
-	files map[string]File // all but narinfos
-	users map[string]int  // of NARs
+	files map[string]storage.File // all but narinfos
+	users map[string]int          // of NARs
 }
 
 func (c *Cache) scan(ctx context.Context) (*graph, error) {
-	g := &graph{nodes: map[string]*node{}, files: map[string]File{}, users: map[string]int{}}
-	var infos []File
-	err := c.storage.List(ctx, "", func(f File) error {
+	g := &graph{nodes: map[string]*node{}, files: map[string]storage.File{}, users: map[string]int{}}
+	var infos []storage.File
+	err := c.storage.List(ctx, "", func(f storage.File) error {
 		switch {
 		case isNarinfo(f.Key):
 			infos = append(infos, f)
@@ -136,7 +138,7 @@ func (c *Cache) scan(ctx context.Context) (*graph, error) {
 	return g, nil
 }
 
-func (g *graph) add(hash string, n *narinfo.NarInfo, f File) {
+func (g *graph) add(hash string, n *narinfo.NarInfo, f storage.File) {
 	v := &node{hash: hash, path: n.StorePath, nar: n.URL, size: f.Size, time: f.Time, access: f.Time.UnixNano()}
 	if nar, ok := g.files[n.URL]; ok {
 		v.access = max(v.access, nar.Time.UnixNano())
@@ -258,7 +260,7 @@ func (c *Cache) remove(ctx context.Context, g *graph, victims []*node, p Policy,
 		}
 		byAge := strings.HasPrefix(key, "log/") || strings.HasPrefix(key, "realisations/") || strings.HasPrefix(key, "build-trace-v2/")
 		if byAge && p.MaxAge > 0 && f.Time.Before(now.Add(-max(p.MaxAge, p.Grace))) || g.orphan(key) && f.Time.Before(graceEnd) {
-			if err := c.removeFile(ctx, g, f, p.DryRun, done); err != nil {
+			if err := c.removeOrphan(ctx, g, f, p.DryRun, done); err != nil {
 				return err
 			}
 		}
@@ -273,7 +275,7 @@ func (c *Cache) removeBatch(ctx context.Context, g *graph, victims []*node, keep
 	if err := c.keepReferences(ctx, g, keep); err != nil {
 		return err
 	}
-	var files []File
+	var files []storage.File
 	for _, v := range victims {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -295,7 +297,7 @@ func (c *Cache) removeBatch(ctx context.Context, g *graph, victims []*node, keep
 				return err
 			}
 			c.count.paths.Add(-1)
-			c.space.give(st.Size)
+			c.space.Give(st.Size)
 		}
 		delete(g.nodes, v.hash)
 		done.Paths++
@@ -334,7 +336,7 @@ func (c *Cache) keepReferences(ctx context.Context, g *graph, keep map[string]bo
 			if err != nil {
 				return err
 			}
-			g.add(hash, n, File{})
+			g.add(hash, n, storage.File{})
 		}
 		g.spare(keep, hash)
 	}
@@ -352,8 +354,8 @@ func (g *graph) spare(keep map[string]bool, hash string) {
 	}
 }
 
-// removeFile removes a file of no path, unless it has become one's.
-func (c *Cache) removeFile(ctx context.Context, g *graph, f File, dry bool, done *Collected) error {
+// removeOrphan removes a file of no path, unless it has become one's.
+func (c *Cache) removeOrphan(ctx context.Context, g *graph, f storage.File, dry bool, done *Collected) error {
 	c.publishing.Lock()
 	defer c.publishing.Unlock()
 	if err := c.keepReferences(ctx, g, map[string]bool{}); err != nil {
@@ -367,7 +369,7 @@ func (c *Cache) removeFile(ctx context.Context, g *graph, f File, dry bool, done
 }
 
 // deleteFile deletes a file and accounts for it.
-func (c *Cache) deleteFile(ctx context.Context, g *graph, f File, dry bool, done *Collected) error {
+func (c *Cache) deleteFile(ctx context.Context, g *graph, f storage.File, dry bool, done *Collected) error {
 	delete(g.files, f.Key)
 	done.Bytes += f.Size
 	if dry {
@@ -377,11 +379,11 @@ func (c *Cache) deleteFile(ctx context.Context, g *graph, f File, dry bool, done
 		return err
 	}
 	if name, ok := strings.CutPrefix(f.Key, "nar/"); ok {
-		if d, err := parseNarName(name); err == nil {
+		if d, err := narfile.ParseName(name); err == nil {
 			c.facts.drop(d)
 		}
 	}
-	c.space.give(f.Size)
+	c.space.Give(f.Size)
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"hercules/internal/coordinator/cache/storage"
 	"hercules/internal/secrets"
 )
 
@@ -72,7 +73,7 @@ func (c *Cache) answerError(w *recorder, r *http.Request, err error) {
 		status, text = he.status, he.text
 	case errors.Is(err, fs.ErrNotExist):
 		status, text = http.StatusNotFound, "not found"
-	case isNoSpace(err):
+	case storage.IsNoSpace(err):
 		status, text = http.StatusInsufficientStorage, "no space left in this cache"
 	default:
 		if be, ok := errors.AsType[*bodyError](err); ok {

@@ -9,8 +9,8 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/hex"
-	"fmt"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -23,6 +23,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"hercules/internal/coordinator/cache/narfile"
+	"hercules/internal/coordinator/cache/storage"
 )
 
 const (
@@ -58,11 +61,11 @@ type upload struct {
 	touched time.Time
 	closed  bool // no more parts
 	parts   map[int]*part
-	nar     *facts // what the parts turned out to be; they are gone then
+	nar     *narfile.Facts // what the parts turned out to be; they are gone then
 }
 
 type part struct {
-	spool *spool
+	spool *storage.Spool
 	md5   [md5.Size]byte
 }
 
@@ -171,7 +174,7 @@ func (us *uploads) dropAll() {
 
 func (u *upload) removeParts() {
 	for _, p := range u.parts {
-		p.spool.discard()
+		p.spool.Discard()
 	}
 	clear(u.parts)
 }
@@ -236,7 +239,7 @@ func (c *Cache) apiPart(w *recorder, r *http.Request, narID string) error {
 		return err
 	}
 	if err := u.add(number, p, c.o.MaxNarSize, c.now()); err != nil {
-		p.spool.discard()
+		p.spool.Discard()
 		return err
 	}
 	w.Header().Set("ETag", p.etag())
@@ -245,26 +248,24 @@ func (c *Cache) apiPart(w *recorder, r *http.Request, narID string) error {
 }
 
 func (c *Cache) readPart(r *http.Request, sum [md5.Size]byte) (p *part, err error) {
-	s, err := c.newSpool("part-")
+	s, err := storage.NewSpool(c.tmp(), "part-", c.space)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			s.discard()
+			s.Discard()
 		}
 	}()
 	h := md5.New()
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	if _, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(s, h)}, struct{ io.Reader }{r.Body}, *buf); err != nil {
+	if _, err := copyAll(io.MultiWriter(s, h), r.Body); err != nil {
 		return nil, err
 	}
 	if [md5.Size]byte(h.Sum(nil)) != sum {
 		return nil, fail(http.StatusBadRequest, "the part has another MD5 than was announced")
 	}
 	// Not flushed: an upload does not outlive the process anyway.
-	if err := s.finish(false); err != nil {
+	if err := s.Finish(false); err != nil {
 		return nil, err
 	}
 	return &part{spool: s, md5: sum}, nil
@@ -277,17 +278,17 @@ func (u *upload) add(number int, p *part, limit int64, now time.Time) error {
 	if u.closed {
 		return fail(http.StatusConflict, "the upload is being completed or finished")
 	}
-	total := p.spool.size
+	total := p.spool.Size()
 	for n, other := range u.parts {
 		if n != number {
-			total += other.spool.size
+			total += other.spool.Size()
 		}
 	}
 	if total > limit+1<<20 {
 		return fail(http.StatusRequestEntityTooLarge, "the NAR is larger than %d bytes", limit)
 	}
 	if old := u.parts[number]; old != nil {
-		old.spool.discard()
+		old.spool.Discard()
 	}
 	u.parts[number] = p
 	u.touched = now
@@ -307,7 +308,7 @@ func (u *upload) inOrder(list []completedPart) ([]*part, error) {
 			return nil, fail(http.StatusBadRequest, "parts: number %d was not uploaded", l.PartNumber)
 		case strings.Trim(l.ETag, `"`) != strings.Trim(p.etag(), `"`):
 			return nil, fail(http.StatusBadRequest, "parts: number %d has another ETag", l.PartNumber)
-		case i < len(list)-1 && p.spool.size < minPart:
+		case i < len(list)-1 && p.spool.Size() < minPart:
 			return nil, fail(http.StatusBadRequest, "parts: number %d has less than %d bytes and is not the last", l.PartNumber, minPart)
 		}
 		last = l.PartNumber
@@ -385,7 +386,7 @@ func (c *Cache) complete(ctx context.Context, u *upload, body *completedUpload) 
 		return err
 	}
 	if f == nil {
-		check := func(f facts) error {
+		check := func(f narfile.Facts) error {
 			if want, err := narFile(n); err != nil || want != f.File {
 				return fail(http.StatusUnprocessableEntity, "cFileHash differs: the uploaded file has another one")
 			}
@@ -404,7 +405,7 @@ func (c *Cache) complete(ctx context.Context, u *upload, body *completedUpload) 
 }
 
 // join makes one file of parts and gives it to the storage.
-func (c *Cache) join(ctx context.Context, parts []*part, check func(facts) error) (facts, error) {
+func (c *Cache) join(ctx context.Context, parts []*part, check func(narfile.Facts) error) (narfile.Facts, error) {
 	if len(parts) > 1 {
 		r := &partsReader{parts: parts}
 		defer r.close()
@@ -412,12 +413,13 @@ func (c *Cache) join(ctx context.Context, parts []*part, check func(facts) error
 	}
 	// The only part is the file.
 	s := parts[0].spool
-	if err := s.reopen(); err != nil {
-		return facts{}, err
-	}
-	f, err := c.ingest(s.f, nil)
+	file, err := s.Reopen()
 	if err != nil {
-		return facts{}, err
+		return narfile.Facts{}, err
+	}
+	f, err := c.readNar(file, nil)
+	if err != nil {
+		return narfile.Facts{}, err
 	}
 	return f, c.keepNar(ctx, s, f, check)
 }
@@ -434,7 +436,7 @@ func (r *partsReader) Read(p []byte) (int, error) {
 			if len(r.parts) == 0 {
 				return 0, io.EOF
 			}
-			f, err := os.Open(r.parts[0].spool.f.Name())
+			f, err := os.Open(r.parts[0].spool.Name())
 			if err != nil {
 				return 0, err
 			}

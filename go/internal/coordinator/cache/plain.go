@@ -19,6 +19,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/mikelolasagasti/xz"
 
+	"hercules/internal/coordinator/cache/narfile"
+	"hercules/internal/coordinator/cache/storage"
 	"hercules/internal/nix/narinfo"
 	"hercules/internal/nix/storepath"
 )
@@ -156,7 +158,7 @@ func (c *Cache) getNarinfo(w *recorder, r *http.Request, hash string) error {
 }
 
 func (c *Cache) getNar(w *recorder, r *http.Request, name string) error {
-	file, err := parseNarName(name)
+	file, err := narfile.ParseName(name)
 	if err != nil {
 		return fail(http.StatusNotFound, "not found")
 	}
@@ -237,7 +239,7 @@ func (c *Cache) putNarinfo(w *recorder, r *http.Request, hash string) error {
 // putPlainNar takes a NAR. Nix names it after its file; one named after its contents is taken too, so that it can be
 // sent while it is being compressed, and is found under its file's hash afterwards.
 func (c *Cache) putPlainNar(w *recorder, r *http.Request, name string) error {
-	want, err := parseNarName(name)
+	want, err := narName(name)
 	if err != nil {
 		return err
 	}
@@ -261,7 +263,7 @@ func (c *Cache) putPlainNar(w *recorder, r *http.Request, name string) error {
 		c.mark(r.Context(), st.Key)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
-	} else if _, err := c.putNar(r.Context(), body, func(f facts) error {
+	} else if _, err := c.putNar(r.Context(), body, func(f narfile.Facts) error {
 		if want != f.File && want != f.Nar {
 			return fail(http.StatusUnprocessableEntity, "the file has the hash %s, not the one it is named after", f.File)
 		}
@@ -296,14 +298,12 @@ func (l *limited) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func sameFile(body io.Reader, want digest) error {
+func sameFile(body io.Reader, want narfile.Digest) error {
 	h := sha256.New()
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	if _, err := io.CopyBuffer(h, struct{ io.Reader }{body}, *buf); err != nil {
+	if _, err := copyAll(h, body); err != nil {
 		return err
 	}
-	if digest(h.Sum(nil)) != want {
+	if narfile.Digest(h.Sum(nil)) != want {
 		return fail(http.StatusUnprocessableEntity, "the file has another hash than the one it is named after")
 	}
 	return nil
@@ -315,11 +315,11 @@ func (c *Cache) putSmall(w *recorder, r *http.Request, key string, kind small) e
 		return err
 	}
 	defer release()
-	s, err := c.newSpool("small-")
+	s, err := storage.NewSpool(c.tmp(), "small-", c.space)
 	if err != nil {
 		return err
 	}
-	defer s.discard()
+	defer s.Discard()
 	body, done, err := decode(r)
 	if err != nil {
 		return err
@@ -337,13 +337,13 @@ func (c *Cache) putSmall(w *recorder, r *http.Request, key string, kind small) e
 			return err
 		}
 	}
-	if err := s.finish(!c.o.NoSync); err != nil {
+	if err := s.Finish(!c.o.NoSync); err != nil {
 		return err
 	}
 	return c.keepSmall(w, r.Context(), key, s)
 }
 
-func (c *Cache) keepSmall(w *recorder, ctx context.Context, key string, s *spool) error {
+func (c *Cache) keepSmall(w *recorder, ctx context.Context, key string, s *storage.Spool) error {
 	c.publishing.RLock()
 	defer c.publishing.RUnlock()
 	defer c.lockPath([]byte(key)...)()
@@ -351,22 +351,23 @@ func (c *Cache) keepSmall(w *recorder, ctx context.Context, key string, s *spool
 	if old, err := c.storage.Stat(ctx, key); err == nil {
 		before = old.Size
 	}
-	size := s.size
-	if err := c.storage.Put(ctx, key, s.handOver()); err != nil {
-		c.space.give(size)
+	size := s.Size()
+	if err := c.storage.Put(ctx, key, s.HandOver()); err != nil {
+		c.space.Give(size)
 		return err
 	}
-	c.space.give(before)
+	c.space.Give(before)
 	w.WriteHeader(http.StatusOK)
 	return nil
 }
 
 // checkJSON reads a spooled file as one JSON object, with constant memory.
-func checkJSON(s *spool) error {
-	if _, err := s.f.Seek(0, io.SeekStart); err != nil {
+func checkJSON(s *storage.Spool) error {
+	file, err := s.Rewind()
+	if err != nil {
 		return err
 	}
-	d := json.NewDecoder(s.f)
+	d := json.NewDecoder(file)
 	depth := 0
 	for first := true; ; first = false {
 		t, err := d.Token()
@@ -397,12 +398,12 @@ func decode(r *http.Request) (body io.Reader, done func(), err error) {
 	case "gzip":
 		body, err = gzip.NewReader(r.Body)
 	case "xz":
-		body, err = xz.NewReader(r.Body, maxWindow)
+		body, err = xz.NewReader(r.Body, narfile.MaxWindow)
 	case "bzip2":
 		body = bzip2.NewReader(r.Body)
 	case "zstd":
 		var d *zstd.Decoder
-		if d, err = zstd.NewReader(r.Body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow)); err == nil {
+		if d, err = zstd.NewReader(r.Body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(narfile.MaxWindow)); err == nil {
 			body, done = d, d.Close
 		}
 	default:
@@ -416,7 +417,7 @@ func decode(r *http.Request) (body io.Reader, done func(), err error) {
 
 // bodyFault makes what a decompressor says of a body the client's fault. Errors of the disk stay what they are.
 func bodyFault(err error) error {
-	if _, ok := errors.AsType[*fs.PathError](err); ok || isHTTPError(err) || isNoSpace(err) {
+	if _, ok := errors.AsType[*fs.PathError](err); ok || isHTTPError(err) || storage.IsNoSpace(err) {
 		return err
 	}
 	return &bodyError{err}

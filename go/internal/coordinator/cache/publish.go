@@ -15,6 +15,8 @@ import (
 
 	"github.com/nix-community/go-nix/pkg/narinfo/signature"
 
+	"hercules/internal/coordinator/cache/narfile"
+	"hercules/internal/coordinator/cache/storage"
 	"hercules/internal/nix/narinfo"
 	"hercules/internal/nix/storepath"
 )
@@ -23,7 +25,9 @@ const narinfoExt = ".narinfo"
 
 func narinfoKey(hash string) string { return hash + narinfoExt }
 
-func isNarinfo(key string) bool { return strings.HasSuffix(key, narinfoExt) && !strings.Contains(key, "/") }
+func isNarinfo(key string) bool {
+	return strings.HasSuffix(key, narinfoExt) && !strings.Contains(key, "/")
+}
 
 // maxSigs bounds the signatures of a path.
 const maxSigs = 64
@@ -44,7 +48,7 @@ func (c *Cache) publish(ctx context.Context, n *narinfo.NarInfo) error {
 	if err := compare(n, f); err != nil {
 		return err
 	}
-	n.URL, n.Compression, n.FileSize = f.key(), f.Compression, uint64(f.FileSize)
+	n.URL, n.Compression, n.FileSize = f.Key(), f.Compression, uint64(f.FileSize)
 	n.FileHash = "sha256:" + f.File.String()
 	if err := c.checkSignatures(n); err != nil {
 		return err
@@ -95,21 +99,30 @@ func (c *Cache) publish(ctx context.Context, n *narinfo.NarInfo) error {
 }
 
 // narFile is the hash of a narinfo's NAR file: FileHash, or else what the URL is named after.
-func narFile(n *narinfo.NarInfo) (digest, error) {
+func narFile(n *narinfo.NarInfo) (narfile.Digest, error) {
 	if text, ok := strings.CutPrefix(n.FileHash, "sha256:"); ok {
-		d, err := parseDigest(text)
+		d, err := narfile.ParseDigest(text)
 		if err != nil {
 			return d, fail(http.StatusBadRequest, "FileHash: %s", err)
 		}
 		return d, nil
 	} else if n.FileHash != "" {
-		return digest{}, fail(http.StatusBadRequest, "FileHash: want sha256:<hash>")
+		return narfile.Digest{}, fail(http.StatusBadRequest, "FileHash: want sha256:<hash>")
 	}
-	return parseNarName(path.Base(n.URL))
+	return narName(path.Base(n.URL))
+}
+
+// narName reads the name of a NAR that a client gave.
+func narName(name string) (narfile.Digest, error) {
+	d, err := narfile.ParseName(name)
+	if err != nil {
+		return d, fail(http.StatusBadRequest, "%s", err)
+	}
+	return d, nil
 }
 
 // compare holds what a narinfo says against what is true.
-func compare(n *narinfo.NarInfo, f facts) error {
+func compare(n *narinfo.NarInfo, f narfile.Facts) error {
 	switch {
 	case !slices.Equal(n.NarHash, f.Nar[:]):
 		return fail(http.StatusUnprocessableEntity, "NarHash differs: the uploaded NAR has sha256:%s", f.Nar)
@@ -206,14 +219,14 @@ func (c *Cache) putBytes(ctx context.Context, key string, data []byte, replace b
 		}
 	}
 	size := int64(len(data))
-	if err := c.space.take(size); err != nil {
+	if err := c.space.Take(size); err != nil {
 		return err
 	}
 	if err := c.storage.PutBytes(ctx, key, data, c.tmp()); err != nil {
-		c.space.give(size)
+		c.space.Give(size)
 		return err
 	}
-	c.space.give(before)
+	c.space.Give(before)
 	return nil
 }
 
@@ -236,7 +249,7 @@ func (c *Cache) readAll(ctx context.Context, key string, limit int64) ([]byte, e
 const touchEvery = 10 * time.Minute
 
 // touch notes that a file is wanted. Its time is that of the last access, for [Policy].
-func (c *Cache) touch(ctx context.Context, f File) {
+func (c *Cache) touch(ctx context.Context, f storage.File) {
 	if c.now().Sub(f.Time) >= touchEvery {
 		c.mark(ctx, f.Key)
 	}

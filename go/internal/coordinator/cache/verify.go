@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"hercules/internal/coordinator/cache/storage"
 	"hercules/internal/nix/narinfo"
 	"hercules/internal/nix/storepath"
 )
@@ -45,7 +46,7 @@ func (c *Cache) verify(ctx context.Context, o VerifyOptions) ([]Problem, error) 
 	c.collecting.Lock() // or else what is just being removed would look damaged
 	defer c.collecting.Unlock()
 	var hashes []string
-	err := c.storage.List(ctx, "", func(f File) error {
+	err := c.storage.List(ctx, "", func(f storage.File) error {
 		if isNarinfo(f.Key) {
 			hashes = append(hashes, strings.TrimSuffix(f.Key, narinfoExt))
 		}
@@ -103,7 +104,7 @@ func (c *Cache) verifyPath(ctx context.Context, hash string) (n *narinfo.NarInfo
 		return n, false, fmt.Errorf("its NAR: %w", err)
 	}
 	defer r.Close()
-	f, err := c.ingest(ctxReader{ctx, r}, nil)
+	f, err := c.readNar(ctxReader{ctx, r}, nil)
 	if err != nil {
 		return n, isHTTPError(err), fmt.Errorf("%s: %w", n.URL, err)
 	}
@@ -151,7 +152,7 @@ func (c *Cache) removeBad(ctx context.Context, bad, nars map[string]bool, referr
 			return err
 		}
 		c.count.paths.Add(-1)
-		c.space.give(st.Size)
+		c.space.Give(st.Size)
 	}
 	if err := c.storage.Flush(ctx); err != nil {
 		return err

@@ -1,6 +1,6 @@
 //go:build unix
 
-package cache
+package storage
 
 import (
 	"fmt"
@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockDir takes the lock that keeps two processes from sweeping each other's files. It is gone with the process.
-func lockDir(file string) (*os.File, error) {
+// LockDir takes the lock that keeps two processes from sweeping each other's files. It is gone with the process.
+func LockDir(file string) (*os.File, error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,6 @@
 //go:build linux || darwin
 
-package cache
+package storage
 
 import "golang.org/x/sys/unix"
 

@@ -1,4 +1,8 @@
-package cache
+// Package storage keeps the files of a binary cache: a small interface that an object store could have too, the disk
+// behind it, temporary files, and the count of the bytes that all of them take.
+//
+// It does not know what is in the files.
+package storage
 
 import (
 	"context"
@@ -49,7 +53,8 @@ type disk struct {
 	sync bool
 }
 
-func newDisk(root string, mode fs.FileMode, sync bool) (*disk, error) {
+// NewDisk keeps files below root, in directories of this mode. Without sync a power cut may undo what was done last.
+func NewDisk(root string, mode fs.FileMode, sync bool) (Storage, error) {
 	if err := os.MkdirAll(filepath.Join(root, "nar"), mode); err != nil {
 		return nil, err
 	}
@@ -62,7 +67,7 @@ func (d *disk) Put(_ context.Context, key, file string) error {
 	path := d.path(key)
 	err := d.put(path, file)
 	if err != nil {
-		return errors.Join(fmt.Errorf("store %s: %w", key, err), removeFile(file))
+		return errors.Join(fmt.Errorf("store %s: %w", key, err), RemoveFile(file))
 	}
 	return nil
 }
@@ -109,7 +114,7 @@ func (d *disk) PutBytes(ctx context.Context, key string, data []byte, tmp string
 	}
 	_, err = f.Write(data)
 	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("store %s: %w", key, err), removeFile(f.Name()))
+		return errors.Join(fmt.Errorf("store %s: %w", key, err), RemoveFile(f.Name()))
 	}
 	return d.Put(ctx, key, f.Name())
 }
@@ -145,7 +150,7 @@ func (d *disk) Touch(_ context.Context, key string, now time.Time) error {
 	return os.Chtimes(d.path(key), now, now)
 }
 
-func (d *disk) Delete(_ context.Context, key string) error { return removeFile(d.path(key)) }
+func (d *disk) Delete(_ context.Context, key string) error { return RemoveFile(d.path(key)) }
 
 func (d *disk) Flush(context.Context) error {
 	return errors.Join(d.syncFile(d.root), d.syncFile(filepath.Join(d.root, "nar")))
@@ -176,7 +181,8 @@ func (d *disk) List(ctx context.Context, prefix string, f func(File) error) erro
 	})
 }
 
-func removeFile(path string) error {
+// RemoveFile removes a local file; one that does not exist is no error.
+func RemoveFile(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

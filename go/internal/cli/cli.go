@@ -74,6 +74,7 @@ func rootCommand(streams Streams) *cobra.Command {
 		Long: `hci runs the continuous integration of a Nix project on your own machine, with your own Nix.
 
   hci run            evaluate and build all that the checkout in this directory asks for
+  hci cache check    find out whether an agent could use its binary caches
 
 Exit status: 0 all good, 1 something failed, 2 wrong usage or set-up, 130 interrupted.`,
 		Version:       version.Version,
@@ -92,7 +93,7 @@ Exit status: 0 all good, 1 something failed, 2 wrong usage or set-up, 130 interr
 		return fmt.Errorf("%w\nTry %s --help.", err, cmd.CommandPath()) //nolint:staticcheck,revive // a sentence of its own
 	})
 	root.SetVersionTemplate("hci {{.Version}}\n")
-	root.AddCommand(runCommand(streams), versionCommand(streams))
+	root.AddCommand(runCommand(streams), cacheCommand(streams), versionCommand(streams))
 	return root
 }
 

@@ -16,12 +16,14 @@ func (p *Packer) encoder(level int) (*zstd.Encoder, error) {
 	if e := p.encoders[level]; e != nil {
 		return e, nil
 	}
-	speed := zstd.SpeedDefault
+	// By default the fastest: on programs and sources its files are 5 to 8 % larger than those of level 3, for half of the time.
+	speed := zstd.SpeedFastest
 	if level != 0 {
 		speed = zstd.EncoderLevelFromZstd(level)
 	}
 	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(p.workers),
-		zstd.WithWindowSize(chunkSize), zstd.WithLowerEncoderMem(true))
+		zstd.WithWindowSize(chunkSize), zstd.WithLowerEncoderMem(true),
+		zstd.WithAllLitEntropyCompression(true), zstd.WithEncoderCRC(false)) // a hash is in the narinfo
 	if err == nil {
 		p.encoders[level] = e
 	}

@@ -217,6 +217,9 @@ func (c *Cache) open() error {
 		return err
 	}
 	// For those who read the directory itself, as file:// or through another web server.
+	if old, err := c.readAll(ctx, "nix-cache-info", 1<<10); err == nil && string(old) == string(c.info()) {
+		return nil // and so a full disk can still be opened, and collected
+	}
 	return c.storage.PutBytes(ctx, "nix-cache-info", c.info(), c.tmp())
 }
 

@@ -56,6 +56,7 @@ func (c *Cache) serve(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	rec := &recorder{ResponseWriter: w, idle: c.o.Idle, control: http.NewResponseController(w)}
 	rec.extendWrite()
+	defer rec.finish()
 	r.Body = &bodyReader{ReadCloser: r.Body, idle: c.o.Idle, control: rec.control}
 	err := c.route(rec, r, strings.TrimPrefix(r.URL.Path, "/"))
 	if err != nil {
@@ -207,7 +208,11 @@ type bodyReader struct {
 func (b *bodyReader) Read(p []byte) (int, error) {
 	_ = b.control.SetReadDeadline(time.Now().Add(b.idle)) // not every server can
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
+		// The server goes on watching the connection; what we do with the body may take longer.
+		_ = b.control.SetReadDeadline(time.Time{})
+	case err != nil:
 		err = &bodyError{err}
 	}
 	return n, err
@@ -225,6 +230,14 @@ type recorder struct {
 func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *recorder) extendWrite() { _ = w.control.SetWriteDeadline(time.Now().Add(w.idle)) }
+
+// finish leaves no deadline to the next request of the connection, which may be another handler's.
+func (w *recorder) finish() {
+	if w.Header().Get("Content-Length") != "" { // else flushing would make chunks of it
+		_ = w.control.Flush()
+	}
+	_ = w.control.SetWriteDeadline(time.Time{})
+}
 
 func (w *recorder) WriteHeader(status int) {
 	if w.status == 0 {

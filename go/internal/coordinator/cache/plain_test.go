@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nix-community/go-nix/pkg/narinfo/signature"
@@ -287,6 +288,41 @@ func TestCutUpload(t *testing.T) {
 	s.check(o)
 }
 
+// TestStandstill sends a part of a NAR and then nothing.
+func TestStandstill(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(o *cache.Options) { o.Idle = 100 * time.Millisecond })
+	o := makeObject(t, "standstill", randomBytes(1<<20, 4))
+	conn, err := net.Dial("tcp", strings.TrimPrefix(strings.TrimSuffix(s.url, "/cache/main"), "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "PUT /cache/main/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\nx",
+		o.info.URL, writeToken, len(o.file))
+	answer, err := io.ReadAll(conn) // ends because the server cuts it off
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(string(answer), "HTTP/1.1 400 ") {
+		t.Errorf("answer %q", answer)
+	}
+	s.push(o)
+}
+
+// TestMissingReferences pushes a path alone where that is allowed.
+func TestMissingReferences(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(o *cache.Options) { o.AllowMissingReferences = true })
+	o := makeObject(t, "alone", []byte("alone"), makeObject(t, "elsewhere", nil))
+	s.push(o)
+	s.check(o)
+	sound(t, s.c)
+	if done, err := s.c.Collect(t.Context(), cache.Policy{}); err != nil || done.Kept != 1 {
+		t.Errorf("%+v %v", done, err)
+	}
+}
+
 func TestNamedByContents(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
@@ -370,7 +406,7 @@ func TestSignaturesOfClients(t *testing.T) {
 // TestConcurrentUploads sends one NAR, and one path, from many clients at once.
 func TestConcurrentUploads(t *testing.T) {
 	t.Parallel()
-	s := newServer(t)
+	s := newServer(t, func(o *cache.Options) { o.MaxUploads = 3 })
 	o := makeObject(t, "same", randomBytes(2<<20, 6))
 	twin := makeObject(t, "twin", randomBytes(2<<20, 6)) // the same NAR
 	var wg sync.WaitGroup

@@ -23,6 +23,7 @@ type agentOptions struct {
 	tasks          int // 0: as many as there are processors
 	nix            string
 	settings       map[string]string
+	caches         string // binary-caches.json; empty: none
 	log            *slog.Logger
 }
 
@@ -90,7 +91,7 @@ func agentConfig(o agentOptions) (*config.Config, error) {
 	}
 	for path, text := range map[string]string{
 		cfg.ClusterJoinTokenPath: o.joinToken,
-		cfg.BinaryCachesPath:     "{}",
+		cfg.BinaryCachesPath:     or(o.caches, "{}"),
 	} {
 		if err := writeSecret(path, text); err != nil {
 			return nil, err

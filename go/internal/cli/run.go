@@ -32,6 +32,7 @@ type runOptions struct {
 	systems   []string
 	inputs    []string
 	nix       string
+	cache     string
 	settings  []string
 	debug     bool
 }
@@ -53,6 +54,7 @@ not be set up, 130 when interrupted.`,
 		Example: `  hci run                          the checkout in this directory
   hci run --dirty                  with what is not committed yet
   hci run --attr 'checks.**'       only these attributes
+  hci run --cache ~/.cache/ci      keep results for other runs, other stores and other machines
   hci run --json | jq -c .event    events for scripts, one a line`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -79,6 +81,7 @@ not be set up, 130 when interrupted.`,
 	f.StringArrayVar(&o.systems, "system", nil, "`SYSTEM` that the default job of a flake is for (repeatable; default: what this machine builds)")
 	f.StringArrayVar(&o.inputs, "input", nil, "where the git checkout of an extra input is, as `PROJECT=DIR` (repeatable)")
 	f.StringVar(&o.nix, "nix", "nix", "evaluate with this nix `PROGRAM`")
+	f.StringVar(&o.cache, "cache", "", "push to the binary cache in `DIR`, which is made, and substitute from it")
 	f.StringArrayVar(&o.settings, "option", nil, "a Nix setting, as `NAME=VALUE` (repeatable)")
 	f.BoolVar(&o.debug, "debug", false, "say on standard error what coordinator and agent do")
 	return cmd
@@ -122,8 +125,25 @@ func run(ctx context.Context, dir string, o *runOptions, streams Streams) error 
 	defer stopWatching(nil)
 	events, unsubscribe := c.Subscribe(watching)
 	defer unsubscribe()
+	caches := ""
+	if o.cache != "" {
+		served, err := startCache(o.cache, log)
+		if err != nil {
+			return err
+		}
+		defer served.close()
+		if caches, err = served.binaryCaches(); err != nil {
+			return err
+		}
+		if distrusted(ctx, o.nix, settings) {
+			_ = screen.Println(screen.Paint(term.Yellow, "note:") + " the Nix daemon does not trust this user, so it takes nothing from the cache; trusted-users in nix.conf says whom it trusts")
+		}
+		if !o.json {
+			defer func() { fmt.Fprintln(streams.Err, served.summary()) }()
+		}
+	}
 	a, err := startAgent(ctx, agentOptions{
-		dir: dirs.agent, url: c.URL(), joinToken: c.JoinToken(), tasks: o.tasks, nix: o.nix, settings: settings, log: log,
+		dir: dirs.agent, url: c.URL(), joinToken: c.JoinToken(), tasks: o.tasks, nix: o.nix, settings: settings, caches: caches, log: log,
 	})
 	if err != nil {
 		return err

@@ -90,7 +90,7 @@ Exit status: 0 all good, 1 something failed, 2 wrong usage or set-up, 130 interr
 		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return fmt.Errorf("%w\nTry %s --help.", err, cmd.CommandPath()) //nolint:staticcheck,revive // a sentence of its own
+		return fmt.Errorf("%w; %s --help says more", err, cmd.CommandPath())
 	})
 	root.SetVersionTemplate("hci {{.Version}}\n")
 	root.AddCommand(runCommand(streams), cacheCommand(streams), versionCommand(streams))

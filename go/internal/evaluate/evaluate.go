@@ -283,10 +283,6 @@ func (r *run) log(e daemon.Event) {
 	r.deps.Log(e)
 }
 
-func (r *run) note(text string) {
-	r.log(daemon.Event{Kind: daemon.EventMessage, Level: daemon.Info, Text: text})
-}
-
 func (r *run) warn(text string) {
 	r.log(daemon.Event{Kind: daemon.EventMessage, Level: daemon.Warn, Text: "warning: " + text})
 	r.deps.Slog.Warn("evaluation", "task", string(r.task.ID), "warning", strings.TrimSpace(text))

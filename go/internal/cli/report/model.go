@@ -108,12 +108,6 @@ func (m *model) name(drv string) string {
 	return DrvName(drv)
 }
 
-// mayFail says that the derivation's failure fails nothing.
-func (m *model) mayFail(drv string) bool {
-	typ := m.names[drv].typ
-	return typ == agentapi.MayFail || typ == agentapi.MustFail
-}
-
 // running gives the builds that are running, the longest first.
 func (m *model) running() []*build {
 	builds := make([]*build, 0, len(m.building))

@@ -88,7 +88,6 @@ type Log struct {
 	// next is the index of the next entry: entries that come again are dropped.
 	next  uint64
 	ended bool
-	err   error
 	// changed is closed and replaced when there is more to read; nil when nobody waits.
 	changed chan struct{}
 	buf     []byte

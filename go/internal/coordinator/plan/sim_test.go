@@ -29,8 +29,6 @@ type world struct {
 
 	live     map[agentapi.ID]*simTask
 	done     *plan.Result
-	events   int
-	evalLost int
 	outcomes map[string]event.Outcome
 }
 

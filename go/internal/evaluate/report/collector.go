@@ -29,7 +29,9 @@ const (
 )
 
 // ErrLimit says that an evaluation has more than MaxEvents events of the kinds that count.
-var ErrLimit = errors.New("Evaluation limit reached.") //nolint:staticcheck // the words of agent protocol, section 5.3
+//
+//lint:ignore ST1005 the words of agent protocol, section 5.3
+var ErrLimit = errors.New("Evaluation limit reached.")
 
 // Poster delivers events, in order, and returns when they are delivered. It retries by itself: its failure is final.
 type Poster func(ctx context.Context, events []agentapi.EvaluateEvent) error

@@ -227,8 +227,10 @@ func TestCollectorNumbersAndDropsRepetitions(t *testing.T) {
 	m := message("one")
 	events := []agentapi.EvaluateEvent{
 		m, attribute("a"), attribute("a"), message("two"),
-		{AttributeIFD: &agentapi.AttributeIFDEvent{Index: 7}}, {AttributeIFD: &agentapi.AttributeIFDEvent{Index: 7}},
-		{BuildRequired: &agentapi.BuildRequired{OutputName: "out"}}, {BuildRequired: &agentapi.BuildRequired{OutputName: "out"}},
+		{AttributeIFD: &agentapi.AttributeIFDEvent{Index: 7}},
+		{AttributeIFD: &agentapi.AttributeIFDEvent{Index: 7}},
+		{BuildRequired: &agentapi.BuildRequired{OutputName: "out"}},
+		{BuildRequired: &agentapi.BuildRequired{OutputName: "out"}},
 		{AttributeError: &agentapi.AttributeErrorEvent{ExpressionPath: []string{"a"}, ErrorMessage: "x"}},
 		{Attribute: &agentapi.AttributeEvent{ExpressionPath: []string{"a", "b"}}},
 		{Attribute: &agentapi.AttributeEvent{ExpressionPath: []string{"a.b"}}},

@@ -135,36 +135,47 @@ func TestBuildFails(t *testing.T) {
 		}{
 			{
 				"fails", `sh "bad" {} "echo some last words; exit 3"`, nil,
-				[]daemon.BuildStatus{daemon.PermanentFailure}, "some last words",
+				[]daemon.BuildStatus{daemon.PermanentFailure},
+				"some last words",
 			},
 			{
 				"dependency fails", `sh "top" { dep = sh "bad-dep" {} "exit 3"; } "echo > $out"`, nil,
-				[]daemon.BuildStatus{daemon.DependencyFailed}, "",
+				[]daemon.BuildStatus{daemon.DependencyFailed},
+				"",
 			},
 			{
-				"times out", `sh "slow" {} "sleep 1000"`, map[string]string{"timeout": "1"},
-				[]daemon.BuildStatus{daemon.TimedOut}, "timed out",
+				"times out", `sh "slow" {} "sleep 1000"`,
+				map[string]string{"timeout": "1"},
+				[]daemon.BuildStatus{daemon.TimedOut},
+				"timed out",
 			},
 			{
-				"is silent", `sh "silent" {} "sleep 1000"`, map[string]string{"max-silent-time": "1"},
-				[]daemon.BuildStatus{daemon.TimedOut}, "timed out after",
+				"is silent", `sh "silent" {} "sleep 1000"`,
+				map[string]string{"max-silent-time": "1"},
+				[]daemon.BuildStatus{daemon.TimedOut},
+				"timed out after",
 			},
 			{
-				"log limit", `sh "loud" {} "yes"`, map[string]string{"max-build-log-size": "10000"},
-				[]daemon.BuildStatus{daemon.LogLimitExceeded}, "",
+				"log limit", `sh "loud" {} "yes"`,
+				map[string]string{"max-build-log-size": "10000"},
+				[]daemon.BuildStatus{daemon.LogLimitExceeded},
+				"",
 			},
 			{
 				"hash mismatch", `sh "fixed" { outputHashMode = "flat"; outputHashAlgo = "sha256";
 					outputHash = "0000000000000000000000000000000000000000000000000000"; } "echo hello > $out"`, nil,
-				[]daemon.BuildStatus{daemon.OutputRejected, daemon.PermanentFailure}, "hash mismatch",
+				[]daemon.BuildStatus{daemon.OutputRejected, daemon.PermanentFailure},
+				"hash mismatch",
 			},
 			{
 				"no output", `sh "none" {} "true"`, nil,
-				[]daemon.BuildStatus{daemon.OutputRejected, daemon.PermanentFailure, daemon.MiscFailure}, "failed to produce output",
+				[]daemon.BuildStatus{daemon.OutputRejected, daemon.PermanentFailure, daemon.MiscFailure},
+				"failed to produce output",
 			},
 			{
 				"wrong system", `sh "alien" { system = "m68k-amiga"; } "echo > $out"`, nil,
-				[]daemon.BuildStatus{daemon.InputRejected, daemon.MiscFailure}, "m68k-amiga",
+				[]daemon.BuildStatus{daemon.InputRejected, daemon.MiscFailure},
+				"m68k-amiga",
 			},
 		} {
 			t.Run(test.name, func(t *testing.T) {

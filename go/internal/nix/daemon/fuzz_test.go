@@ -20,9 +20,11 @@ func encode(f func(w *writer)) []byte {
 // FuzzNar checks that the copier copies exactly what it takes, and takes nothing past the end of a NAR.
 func FuzzNar(f *testing.F) {
 	nar := encode(func(w *writer) {
-		for _, s := range []string{"nix-archive-1", "(", "type", "directory",
+		for _, s := range []string{
+			"nix-archive-1", "(", "type", "directory",
 			"entry", "(", "name", "a\xff", "node", "(", "type", "symlink", "target", "b", ")", ")",
-			"entry", "(", "name", "b", "node", "(", "type", "regular", "executable", "", "contents", "hello", ")", ")", ")"} {
+			"entry", "(", "name", "b", "node", "(", "type", "regular", "executable", "", "contents", "hello", ")", ")", ")",
+		} {
 			w.string(s)
 		}
 	})

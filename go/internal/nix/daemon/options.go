@@ -65,7 +65,7 @@ func newClientOptions(o Options) (*clientOptions, error) {
 func (c *clientOptions) apply(settings map[string]string) error {
 	for name, value := range settings {
 		if err := c.set(name, value); err != nil {
-			return fmt.Errorf("Nix setting %s = %q: %w", name, value, err)
+			return fmt.Errorf("the Nix setting %s = %q: %w", name, value, err)
 		}
 	}
 	return nil

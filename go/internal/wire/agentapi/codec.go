@@ -154,4 +154,6 @@ func (i ServiceInfo) CheckVersion() error {
 }
 
 // errOldService has the text that the reference sends as an exception.
-var errOldService = errors.New("Expected service version (2,0)") //nolint:staticcheck // the protocol's text
+//
+//lint:ignore ST1005 the protocol's text
+var errOldService = errors.New("Expected service version (2,0)")

@@ -292,6 +292,7 @@ func report(b *testing.B, size, items int) {
 }
 
 func BenchmarkEncodeDerivationInfo(b *testing.B) { list := events(); benchEncode(b, &list, len(list)) }
+
 func BenchmarkDecodeDerivationInfo(b *testing.B) {
 	list := events()
 	benchDecode[[]agentapi.EvaluateEvent](b, &list, len(list))

@@ -98,7 +98,6 @@ func (r *record) decode(d *Decoder, v reflect.Value) error {
 	var seen uint64
 	next := 0
 	err := d.Object(func(key []byte) error {
-
 		i := next
 		if i >= len(r.fields) || string(key) != r.fields[i].name {
 			var ok bool

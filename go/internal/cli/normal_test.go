@@ -252,8 +252,8 @@ var (
 	durations = regexp.MustCompile(`\b\d+(\.\d)? s\b`)
 	uuids     = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
 	// Nix waits and goes on; it depends on the load of the machine.
-	busy      = regexp.MustCompile(`(?m)^.*SQLite database '.*' is busy\n`)
-	runs      = regexp.MustCompile(`/\S*/hercules-ci/runs/[^/\s]*`)
+	busy = regexp.MustCompile(`(?m)^.*SQLite database '.*' is busy\n`)
+	runs = regexp.MustCompile(`/\S*/hercules-ci/runs/[^/\s]*`)
 )
 
 func dropHashes(text string) string { return hashes.ReplaceAllString(text, "/nix/store/HASH-") }

@@ -282,7 +282,7 @@ func plain(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("escape sequences in what is not written to a terminal: %q", text)
 	}
 	text = busy.ReplaceAllString(text, "")
-	text = runs.ReplaceAllString(normalText(text), "RUN")
+	text = runs.ReplaceAllString(busy.ReplaceAllString(normalText(text), ""), "RUN")
 	text = durations.ReplaceAllString(text, "N s")
 	text = shortRevs.ReplaceAllString(text, " at REV")
 	text = strings.ReplaceAll(text, ts.Getenv("WORK"), "WORK")

@@ -27,7 +27,7 @@ in
 `
 
 // limit bounds everything that a test waits for.
-const limit = 40 * time.Second
+const limit = 2 * time.Minute
 
 // program is hci as a process of its own.
 type program struct {

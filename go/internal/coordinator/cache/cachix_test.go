@@ -197,8 +197,12 @@ func TestCachixParts(t *testing.T) {
 	s.want(400, "PUT", url, data, "Content-MD5", md5Text([]byte("x")))
 	s.want(400, "PUT", url, []byte("other bytes"), "Content-MD5", md5Text(data))
 	for _, change := range [][2]string{
-		{"partNumber=3", "partNumber=4"}, {m.UploadID, other.UploadID}, {m.NarID, other.NarID}, {"expires=", "expires=9"},
-		{"signature=", "signature=0"}, {"md5=", "md5=0"},
+		{"partNumber=3", "partNumber=4"},
+		{m.UploadID, other.UploadID},
+		{m.NarID, other.NarID},
+		{"expires=", "expires=9"},
+		{"signature=", "signature=0"},
+		{"md5=", "md5=0"},
 	} {
 		s.want(403, "PUT", strings.Replace(url, change[0], change[1], 1), data, "Content-MD5", md5Text(data))
 	}

@@ -124,6 +124,12 @@ func (s *site) start(store *testnix.Store, caches string, extra map[string]any) 
 // job does a job whose source is one file, and gives the outcome of each attribute.
 func (s *site) job(expr string) map[string]string {
 	s.t.Helper()
+	return s.wait(s.submit(expr))
+}
+
+// submit begins a job.
+func (s *site) submit(expr string) (id string) {
+	s.t.Helper()
 	job, err := s.c.Submit(s.t.Context(), coordinator.Job{
 		Name: "project",
 		Source: coordinator.Source{Ref: "refs/heads/main", Rev: strings.Repeat("a", 40), Archive: func(_ context.Context, w io.Writer) error {
@@ -144,6 +150,12 @@ func (s *site) job(expr string) map[string]string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	return job
+}
+
+// wait waits for the end of a job.
+func (s *site) wait(job string) map[string]string {
+	s.t.Helper()
 	wait, cancel := context.WithTimeout(s.t.Context(), 3*time.Minute)
 	defer cancel()
 	result, err := s.c.Wait(wait, job)

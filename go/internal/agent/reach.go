@@ -11,6 +11,7 @@ import (
 
 // within is the setup for a task: without the caches that cannot be reached now, and with the others known to Nix.
 func (a *agent) within(ctx context.Context, set *setup, log *tasklog.Log) *setup {
+	log.Hide(set.hidden...)
 	set = a.reachable(ctx, set, log)
 	a.introduce(ctx, set)
 	return set

@@ -12,6 +12,8 @@ import (
 	"hercules/internal/nix/nixconf"
 	"hercules/internal/push"
 	"hercules/internal/secrets"
+	"hercules/internal/tasklog"
+	"hercules/internal/wire/agentapi"
 )
 
 // setup is what tasks take from files that may change while the agent runs: the binary caches and the netrc. It does
@@ -30,6 +32,8 @@ type setup struct {
 	// netrc is the file with the credentials (agent-behaviour 5.4), or empty when there are none. Unlike that of an
 	// evaluation, whose task brings credentials of its own, it is the same for all tasks.
 	netrc string
+	// hidden are the credentials in the URLs of caches. Nix shows them in logs and errors, which leave the machine.
+	hidden []string
 	// pusher brings things into the caches; see openPusher.
 	pusher *push.Pusher
 }
@@ -44,6 +48,11 @@ func newSetup(dir string, nix *nixconf.Settings, nixSettings map[string]string, 
 		substituters: substituters(nix, caches),
 	}
 	maps.Copy(s.evaluator, nixSettings)
+	for _, uri := range s.substituters {
+		if c := credentialsOf(uri); c != "" {
+			s.hidden = append(s.hidden, c)
+		}
+	}
 	// Only where they say something new: to a daemon that does not trust us each of them is a warning in every log.
 	if len(caches.Caches) > 0 {
 		for _, settings := range []map[string]string{s.settings, s.evaluator} {
@@ -81,6 +90,60 @@ func (s *setup) programSettings() map[string]string {
 		settings["netrc-file"] = s.netrc
 	}
 	return settings
+}
+
+// credentialsOf gives the user and password in a URL, as they are written there and with the "@".
+func credentialsOf(uri string) string {
+	_, rest, ok := strings.Cut(uri, "://")
+	if !ok {
+		return ""
+	}
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		rest = rest[:i]
+	}
+	return rest[:strings.LastIndexByte(rest, '@')+1]
+}
+
+// shown is a text that may leave the machine.
+func (s *setup) shown(text string) string {
+	for _, h := range s.hidden {
+		text = strings.ReplaceAll(text, h, tasklog.Hidden+"@")
+	}
+	return text
+}
+
+// shownStatus is a status that may leave the machine.
+func (s *setup) shownStatus(status agentapi.TaskStatus) agentapi.TaskStatus {
+	if status.Exceptional != nil {
+		text := s.shown(*status.Exceptional)
+		status.Exceptional = &text
+	}
+	return status
+}
+
+// shownEvents are events that may leave the machine.
+func (s *setup) shownEvents(events []agentapi.EvaluateEvent) []agentapi.EvaluateEvent {
+	if len(s.hidden) == 0 {
+		return events
+	}
+	events = slices.Clone(events)
+	for i := range events {
+		if m := events[i].Message; m != nil {
+			c := *m
+			c.Message = s.shown(c.Message)
+			events[i].Message = &c
+		}
+		if e := events[i].AttributeError; e != nil {
+			c := *e
+			c.ErrorMessage = s.shown(c.ErrorMessage)
+			if c.Trace != nil {
+				trace := s.shown(*c.Trace)
+				c.Trace = &trace
+			}
+			events[i].AttributeError = &c
+		}
+	}
+	return events
 }
 
 // substituters are where Nix may get paths from: agent-behaviour 5.3.

@@ -53,7 +53,7 @@ func (a *agent) build(t *agentapi.BuildTask) job {
 			set, release := a.setups.take()
 			defer release()
 			set = a.within(ctx, set, log)
-			return build.Run(ctx, t, build.Deps{
+			status, err := build.Run(ctx, t, build.Deps{
 				Conns:           a.conns,
 				Settings:        set.settings,
 				Verbosity:       a.work.verbosity,
@@ -69,6 +69,7 @@ func (a *agent) build(t *agentapi.BuildTask) job {
 				Pusher: set.outputPusher(),
 				Logger: a.log.With("task", t.ID),
 			})
+			return set.shownStatus(status), err
 		},
 	}
 }
@@ -84,7 +85,7 @@ func (a *agent) evaluation(t *agentapi.EvaluateTask) job {
 			defer closeCaches()
 			status, err := evaluate.Run(ctx, t, evaluate.Deps{
 				PostEvents: func(ctx context.Context, events []agentapi.EvaluateEvent) error {
-					return a.api.PostEvaluateEvents(ctx, t.ID, events)
+					return a.api.PostEvaluateEvents(ctx, t.ID, set.shownEvents(events))
 				},
 				BuildStatus:                  a.api.EvalBuild,
 				Log:                          log.Event,
@@ -113,7 +114,7 @@ func (a *agent) evaluation(t *agentapi.EvaluateTask) job {
 			if status.Exceptional != nil && ctx.Err() == nil {
 				log.Line(daemon.Error, *status.Exceptional)
 			}
-			return status, err
+			return set.shownStatus(status), err
 		},
 	}
 }

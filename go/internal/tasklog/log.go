@@ -19,7 +19,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"hercules/internal/nix/daemon"
@@ -61,7 +63,10 @@ type Log struct {
 	wake  chan struct{} // the sender has something to do
 	done  chan struct{} // the sender has ended
 
+	hide atomic.Pointer[strings.Replacer] // nil: nothing
+
 	mu      sync.Mutex
+	secrets []string              // that hide replaces
 	room    *sync.Cond            // something was sent, or will never be
 	full    [][]agentapi.LogEntry // complete batches
 	current []agentapi.LogEntry   // the batch that is being filled
@@ -121,6 +126,7 @@ func (l *Log) Event(e daemon.Event) {
 	if e.Kind == daemon.EventResult && (e.Type == daemon.ResProgress || e.Type == daemon.ResSetExpected) {
 		return
 	}
+	e = l.without(e)
 	if size(e) > maxText {
 		for part := range split(e) {
 			l.add(part)

@@ -20,6 +20,8 @@ type Proxy struct {
 	// to the client at the verbosity that it asks for.
 	Options Options
 	Hooks   Hooks
+	// Writer, of the same store, defers the derivations that clients add. Several proxies may share one. May be nil.
+	Writer *Writer
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -74,6 +76,10 @@ func (p *Proxy) serveConn(ctx context.Context, client net.Conn) {
 		_ = c.cw.flush()
 		_ = client.Close()
 		if c.up != nil {
+			if p.Writer != nil {
+				// What is deferred may refer to what this connection keeps from the garbage collector.
+				_ = p.Writer.Flush(ctx)
+			}
 			c.up.hangUp()
 			c.up.wait()
 		}

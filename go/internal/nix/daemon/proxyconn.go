@@ -25,6 +25,10 @@ type proxyConn struct {
 	// duplex: a goroutine of its own moves frames from the client to the daemon.
 	duplex  bool
 	options bool // the client has sent SetOptions
+	// With a Writer: how many temporary roots the daemon still has to answer, and the path that the operation before
+	// this one made a root.
+	owed   int
+	rooted string
 }
 
 // blocker calls before whenever a read may block. There the proxy sends what it has in its buffers, and only there, so
@@ -182,6 +186,11 @@ func (c *proxyConn) operation(o op, f form) error {
 	} else if err := c.forceOptions(); err != nil {
 		return err
 	}
+	if c.proxy.Writer != nil {
+		if handled, err := c.deferring(o); handled || err != nil {
+			return err
+		}
+	}
 	args, framed := strings.CutSuffix(f.args, "f")
 	switch o {
 	case opSetOptions:
@@ -199,6 +208,11 @@ func (c *proxyConn) operation(o op, f form) error {
 		c.uw.uint(uint64(o))
 		relay(c.uw, c.cr, args)
 	}
+	return c.relayAnswer(f, framed, func() { relay(c.cw, c.ur, f.res) })
+}
+
+// relayAnswer moves what is left of an operation after its arguments: frames, and the answer, by result.
+func (c *proxyConn) relayAnswer(f form, framed bool, result func()) error {
 	long := framed && !c.shortFrames()
 	if c.cr.err != nil {
 		return c.cr.err
@@ -213,7 +227,7 @@ func (c *proxyConn) operation(o op, f form) error {
 	}
 	if c.relayLog(f.name) {
 		c.ur.begin()
-		relay(c.cw, c.ur, f.res)
+		result()
 		if remote, ok := errors.AsType[*RemoteError](c.ur.err); ok {
 			_ = c.refuse(remote) // in the place of a NAR
 		}
@@ -312,6 +326,11 @@ func (c *proxyConn) forceOptions() error {
 
 // plainRelay moves bytes both ways, without looking, until both ways have ended.
 func (c *proxyConn) plainRelay(o op) error {
+	if c.proxy.Writer != nil {
+		if _, err := c.deferring(o); err != nil {
+			return err
+		}
+	}
 	c.uw.uint(uint64(o))
 	if err := errors.Join(c.uw.flush(), c.cw.flush()); err != nil {
 		return err

@@ -78,12 +78,7 @@ func (c *Conn) AddTextToStore(ctx context.Context, name, text string, refs []str
 	if err := checkPaths(refs...); err != nil {
 		return "", err
 	}
-	err = c.stream(ctx, opAddToStore, func() {
-		c.w.string(name)
-		c.w.string("text:sha256")
-		c.w.strings(refs)
-		c.w.bool(false) // repair
-	}, func(w *frameWriter) error {
+	err = c.stream(ctx, opAddToStore, func() { c.w.addText(name, refs) }, func(w *frameWriter) error {
 		_, err := io.WriteString(w, text)
 		return err
 	}, func() {
@@ -91,6 +86,14 @@ func (c *Conn) AddTextToStore(ctx context.Context, name, text string, refs []str
 		c.r.pathInfo(path)
 	})
 	return path, err
+}
+
+// addText writes the arguments of AddToStore for a text, without the text.
+func (w *writer) addText(name string, refs []string) {
+	w.string(name)
+	w.string(textMethod)
+	w.strings(refs)
+	w.bool(false) // repair
 }
 
 func checkInfo(info *PathInfo) error {

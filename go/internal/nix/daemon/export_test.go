@@ -1,0 +1,4 @@
+package daemon
+
+// TextInfo is textInfo.
+var TextInfo = textInfo

@@ -214,6 +214,8 @@ func (r *run) evaluate(ctx context.Context, fail func(error)) (err error) {
 	defer netrc.remove()
 	store := newStore(r.deps.Endpoint, daemon.Options{Settings: r.deps.DaemonSettings, Verbosity: daemon.Info, Log: r.log})
 	defer store.close()
+	writer := daemon.NewWriter(r.deps.Endpoint, store.options, r.deps.Slog)
+	defer func() { _ = writer.Close() }()
 	sockets, removeSockets, err := socketDir(r.dir)
 	if err != nil {
 		return err
@@ -243,7 +245,8 @@ func (r *run) evaluate(ctx context.Context, fail func(error)) (err error) {
 		StoreRoot:  r.deps.Endpoint.Root,
 		Emit:       r.emit,
 		Realise:    r.realise,
-		StartProxy: r.proxies(sockets),
+		StartProxy: r.proxies(sockets, writer),
+		Flush:      writer.Flush,
 		Log:        r.log,
 		Slog:       r.deps.Slog,
 	})

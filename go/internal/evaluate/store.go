@@ -182,8 +182,8 @@ func socketDir(dir string) (string, func(), error) {
 	return "", nil, fmt.Errorf("the work directory %s has too long a name for sockets, and so has TMPDIR", dir)
 }
 
-// proxies starts a proxy for each evaluator.
-func (r *run) proxies(dir string) func(context.Context, int, func(context.Context, []daemon.DerivedPath) error) (string, func(), error) {
+// proxies starts a proxy for each evaluator. They share a writer, so that what several of them find is written once.
+func (r *run) proxies(dir string, writer *daemon.Writer) func(context.Context, int, func(context.Context, []daemon.DerivedPath) error) (string, func(), error) {
 	var mu sync.Mutex
 	count := 0
 	return func(ctx context.Context, worker int, onRealise func(context.Context, []daemon.DerivedPath) error) (string, func(), error) {
@@ -195,21 +195,24 @@ func (r *run) proxies(dir string) func(context.Context, int, func(context.Contex
 		if err != nil {
 			return "", nil, fmt.Errorf("listening for evaluator %d: %w", worker, err)
 		}
-		ctx, cancel := context.WithCancel(ctx)
+		serving, cancel := context.WithCancel(ctx)
 		done := make(chan struct{})
 		proxy := &daemon.Proxy{
 			Upstream: r.deps.Endpoint,
 			Options:  daemon.Options{Settings: r.deps.DaemonSettings},
 			Hooks:    daemon.Hooks{Realise: onRealise},
+			Writer:   writer,
 			Log:      r.deps.Slog,
 		}
 		go func() {
 			defer close(done)
-			if err := proxy.Serve(ctx, l); err != nil && ctx.Err() == nil {
+			if err := proxy.Serve(serving, l); err != nil && serving.Err() == nil {
 				r.deps.Slog.Error("store proxy of an evaluator ended", "task", string(r.task.ID), "error", err)
 			}
 		}()
 		stop := func() {
+			// What is not written yet may refer to what only these connections keep from the garbage collector.
+			_ = writer.Flush(ctx)
 			cancel()
 			_ = l.Close()
 			<-done

@@ -95,6 +95,9 @@ type Deps struct {
 	// built is passed to onRealise before it is forwarded (it is a daemon.Hooks.Realise). Stop is called when the
 	// evaluator is gone.
 	StartProxy func(ctx context.Context, worker int, onRealise func(context.Context, []daemon.DerivedPath) error) (nixRemote string, stop func(), err error)
+	// Flush returns when all that evaluators were told to be in the store is there. It is called before an event is
+	// emitted and before a derivation is read. It may be nil: then the store never says so too early.
+	Flush func(ctx context.Context) error
 	// Log takes what evaluators log: traces, warnings, fetches. It may be nil. Called from several goroutines,
 	// one call at a time.
 	Log func(daemon.Event)

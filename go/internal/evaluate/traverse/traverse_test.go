@@ -32,11 +32,12 @@ func TestMain(m *testing.M) {
 
 // project is a repository under test with a store of its own.
 type project struct {
-	t     testing.TB
-	store *testnix.Store
-	dir   string
-	job   traverse.Job
-	deps  traverse.Deps
+	writer *daemon.Writer
+	t      testing.TB
+	store  *testnix.Store
+	dir    string
+	job    traverse.Job
+	deps   traverse.Deps
 
 	whole bool // show messages in full
 
@@ -88,6 +89,8 @@ func newProject(t testing.TB, n testnix.Nix, files ...string) *project {
 		}
 		break
 	}
+	p.writer = daemon.NewWriter(s.Endpoint(), daemon.Options{}, nil)
+	t.Cleanup(func() { _ = p.writer.Close() })
 	p.deps = traverse.Deps{
 		Evaluator: evaluator.Config{
 			Program: s.Program("nix"), Env: s.Env(),
@@ -111,6 +114,7 @@ func newProject(t testing.TB, n testnix.Nix, files ...string) *project {
 			p.log = append(p.log, e)
 		},
 		StartProxy: p.proxy,
+		Flush:      p.writer.Flush,
 	}
 	return p
 }
@@ -123,7 +127,7 @@ func (p *project) proxy(ctx context.Context, worker int, onRealise func(context.
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
-	proxy := &daemon.Proxy{Upstream: p.store.Endpoint(), Hooks: daemon.Hooks{Realise: onRealise}}
+	proxy := &daemon.Proxy{Upstream: p.store.Endpoint(), Hooks: daemon.Hooks{Realise: onRealise}, Writer: p.writer}
 	wg.Go(func() { _ = proxy.Serve(ctx, l) })
 	return "unix://" + sock + "?root=" + p.store.Root(), func() { cancel(); wg.Wait() }, nil
 }

@@ -36,6 +36,8 @@ const (
 	maxDeferred = 16
 	// maxOutbox is how many events may wait for Emit before evaluators get nothing new to do.
 	maxOutbox = 20000
+	// settleTime is how long the store may take, after the end of a walk, to get what was found.
+	settleTime = 10 * time.Second
 )
 
 // Walk evaluates the job and emits its events. Errors of the evaluated code are events; the error returned is one
@@ -212,12 +214,13 @@ func (w *walk) emit() {
 		w.outbox = nil
 		w.cond.Broadcast()
 		w.mu.Unlock()
-		var err error
+		err := w.settle()
 		for _, e := range batch {
-			// What was found is reported also when the time of the job is over.
-			if err = w.deps.Emit(context.WithoutCancel(w.ctx), e); err != nil {
+			if err != nil {
 				break
 			}
+			// What was found is reported also when the time of the job is over.
+			err = w.deps.Emit(context.WithoutCancel(w.ctx), e)
 		}
 		w.mu.Lock()
 		if err != nil {
@@ -226,6 +229,24 @@ func (w *walk) emit() {
 			return
 		}
 	}
+}
+
+// settle waits until all that evaluators were told to be in the store is there; when the walk is over, not for long.
+func (w *walk) settle() error {
+	if w.deps.Flush == nil {
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(w.ctx))
+	defer cancel(nil)
+	stop := context.AfterFunc(w.ctx, func() {
+		select {
+		case <-time.After(settleTime):
+			cancel(context.Cause(w.ctx))
+		case <-ctx.Done():
+		}
+	})
+	defer stop()
+	return w.deps.Flush(ctx)
 }
 
 // failLocked ends the walk with an error.

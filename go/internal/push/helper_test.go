@@ -3,7 +3,6 @@ package push_test
 import (
 	"bytes"
 	"crypto/rand"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -163,4 +162,4 @@ func must(t testing.TB, err error) {
 	}
 }
 
-var _ = fmt.Sprint
+func caches(c ...secrets.BinaryCache) []secrets.BinaryCache { return c }

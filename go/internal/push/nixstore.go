@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"hercules/internal/nix/daemon"
 	"hercules/internal/push/fault"
@@ -45,7 +46,10 @@ func newNixStore(uri, program string, env []string, settings map[string]string) 
 func (n *nixStore) with(ctx context.Context, f func(*daemon.Conn) error) error {
 	c, err := daemon.Dial(ctx, n.ep, n.opts)
 	if err == nil {
-		err = errors.Join(f(c), c.Close())
+		err = f(c)
+		if closeErr := c.Close(); err == nil {
+			err = closeErr
+		}
 	}
 	switch {
 	case err == nil:
@@ -58,6 +62,9 @@ func (n *nixStore) with(ctx context.Context, f func(*daemon.Conn) error) error {
 	case refused && strings.Contains(remote.Msg, "lacks a"): // valid signature, or a signature by a trusted key
 		return fmt.Errorf("%w (give this cache a signing key, and the store its public key in trusted-public-keys)", err)
 	case refused:
+		return err
+	}
+	if _, ours := errors.AsType[*pathError](err); ours {
 		return err
 	}
 	return fault.As(fault.Transient, err)
@@ -82,27 +89,36 @@ func (n *nixStore) Missing(ctx context.Context, paths []string) ([]string, error
 
 // Copy implements copier. A path is valid there when all of it is.
 func (n *nixStore) Copy(ctx context.Context, infos []*daemon.PathInfo, nar func(context.Context, *daemon.PathInfo, io.Writer) error) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	failed := make(chan error, len(infos)) // of reading
 	sources := make([]daemon.NarSource, len(infos))
-	var at string
 	for i, info := range infos {
 		sources[i] = daemon.NarSource{Info: info, Open: func() (io.ReadCloser, error) {
-			at = info.Path
 			r, w := io.Pipe()
-			go func() {
+			readers.Go(func() {
 				hash := sha256.New()
 				err := nar(ctx, info, io.MultiWriter(w, hash))
 				if err == nil && string(hash.Sum(nil)) != string(info.NarHash) {
 					err = errors.New("it is corrupt in the store; repair it with nix-store --repair-path")
 				}
+				if err != nil {
+					failed <- &pathError{info.Path, err}
+				}
 				_ = w.CloseWithError(err)
-			}()
+			})
 			return r, nil
 		}}
 	}
 	return n.with(ctx, func(c *daemon.Conn) error {
 		err := c.AddMultipleToStore(ctx, sources, daemon.AddOptions{})
-		if _, refused := errors.AsType[*daemon.RemoteError](err); err != nil && !refused && at != "" {
-			return &pathError{at, err}
+		if _, refused := errors.AsType[*daemon.RemoteError](err); err != nil && !refused {
+			select {
+			case err = <-failed:
+			default:
+			}
 		}
 		return err
 	})

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"hercules/internal/nix/narinfo"
@@ -28,7 +29,7 @@ type server struct {
 	user   *url.Userinfo
 	policy fault.Policy
 	tmp    string
-	noHead bool
+	noHead atomic.Bool // it does not know HEAD
 }
 
 func (s *server) open(context.Context) error { return nil }
@@ -53,7 +54,7 @@ func (s *server) request(ctx context.Context, method, name string, body io.Reade
 func (s *server) has(ctx context.Context, name string) (there bool, err error) {
 	err = fault.Retry(ctx, s.policy, func(ctx context.Context) error {
 		method := http.MethodHead
-		if s.noHead {
+		if s.noHead.Load() {
 			method = http.MethodGet
 		}
 		resp, end, err := s.small(ctx, method, name)
@@ -68,6 +69,10 @@ func (s *server) has(ctx context.Context, name string) (there bool, err error) {
 		case http.StatusNotFound, http.StatusGone, http.StatusForbidden:
 			there = false
 			return nil
+		case http.StatusMethodNotAllowed, http.StatusNotImplemented:
+			if !s.noHead.Swap(true) || method == http.MethodHead {
+				return fault.As(fault.Transient, fault.Status(resp))
+			}
 		}
 		return fault.Status(resp)
 	})

@@ -22,6 +22,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"hercules/internal/agent/setup"
 	"hercules/internal/build"
 	"hercules/internal/config"
 	"hercules/internal/nix/daemon"
@@ -92,7 +93,7 @@ type agent struct {
 	startInfo  agentapi.StartInfo
 	tasks      *tasks
 	conns      *build.Conns
-	setups     *setups
+	setups     *setup.Holder
 	work       work
 	introduced introduced
 	status     *status
@@ -131,20 +132,20 @@ func (a *agent) run(stop context.CancelCauseFunc) error {
 		return err
 	}
 	a.nixInfo = nix
-	first, err := newSetup(a.secure, a.nix, a.cfg.NixSettings, a.caches, a.operator)
+	first, err := setup.New(a.secure, a.nix, a.cfg.NixSettings, a.caches, a.operator)
 	if err != nil {
 		return err
 	}
 	if err := a.openPusher(first); err != nil {
-		first.remove(a.log)
+		first.Remove(a.log)
 		return err
 	}
-	a.setups = &setups{log: a.log, newest: first, users: map[*setup]int{}}
-	defer a.setups.replace(nil)
+	a.setups = setup.NewHolder(a.log, first)
+	defer a.setups.Replace(nil)
 	a.work = a.prepareWork()
 	defer a.work.caches.CloseIdleConnections()
 	defer a.work.reach.Close()
-	a.work.reach.Learn(first.substituters)
+	a.work.reach.Learn(first.Substituters)
 	session, err := a.session()
 	if err != nil {
 		return err

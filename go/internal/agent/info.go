@@ -21,7 +21,7 @@ const reloadError = "reloadError"
 // agentInfo describes this agent to the coordinator, as it is now.
 func (a *agent) agentInfo() agentapi.AgentInfo {
 	n := a.nixInfo
-	set, problem := a.setups.state()
+	set, problem := a.setups.State()
 	hostname, err := os.Hostname()
 	if err != nil {
 		hostname = "unknown"
@@ -41,7 +41,7 @@ func (a *agent) agentInfo() agentapi.AgentInfo {
 		labels[reloadError], _ = json.Marshal(problem)
 	}
 	substituters := agentapi.List[string]{}
-	for _, s := range set.substituters {
+	for _, s := range set.Substituters {
 		if strings.Contains(s, "@") {
 			s = censored
 		}
@@ -55,8 +55,8 @@ func (a *agent) agentInfo() agentapi.AgentInfo {
 		NixDaemonProtocolVersion: int64(n.daemon),
 		Platforms:                platforms,
 		SystemFeatures:           slices.AppendSeq(agentapi.List[string]{}, slices.Values(slices.Sorted(slices.Values(a.nix.SystemFeatures())))),
-		CachixPushCaches:         set.caches.PushCaches(formats.KindCachixCache),
-		PushCaches:               set.caches.PushCaches(),
+		CachixPushCaches:         set.Caches.PushCaches(formats.KindCachixCache),
+		PushCaches:               set.Caches.PushCaches(),
 		Substituters:             substituters,
 		ConcurrentTasks:          int64(a.cfg.ConcurrentTasks),
 		Labels:                   labels,

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hercules/internal/agent/setup"
 	"hercules/internal/config"
 	"hercules/internal/nix/nixconf"
 	"hercules/internal/secrets"
@@ -40,14 +41,14 @@ func TestInfo(t *testing.T) {
 			environment: &environment{nix: nix},
 			nixInfo:     nixInfo{client: 1<<8 | 34, daemon: 1<<8 | 35},
 		}
-		set, err := newSetup(t.TempDir(), nix, nil, caches(t, `{
+		set, err := setup.New(t.TempDir(), nix, nil, caches(t, `{
 				"acme": {"kind": "CachixCache", "publicKeys": ["c:3", "a:1"], "authToken": "hush"},
 				"pull": {"kind": "CachixCache", "publicKeys": []},
 				"own": {"kind": "NixCache", "storeURI": "s3://bucket", "publicKeys": ["d:4"], "signingKeys": []}}`), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.setups = &setups{log: a.log, newest: set}
+		a.setups = setup.NewHolder(a.log, set)
 		info := a.agentInfo()
 		info.Hostname, info.AgentVersion = "", ""
 		want := agentapi.AgentInfo{
@@ -66,7 +67,7 @@ func TestInfo(t *testing.T) {
 			t.Error(d)
 		}
 		// What counts is not censored.
-		for _, settings := range []map[string]string{set.settings, set.evaluator} {
+		for _, settings := range []map[string]string{set.Settings, set.Evaluator} {
 			if got, want := settings["substituters"], "s3://bucket https://user:hush@private.example https://cache.example/ https://acme.cachix.org https://pull.cachix.org"; got != want {
 				t.Errorf("substituters: %s", got)
 			}
@@ -76,7 +77,7 @@ func TestInfo(t *testing.T) {
 		}
 
 		// The operator's labels win over the one that says what is wrong.
-		a.setups.setProblem("it is wrong")
+		a.setups.SetProblem("it is wrong")
 		if got := string(a.agentInfo().Labels["reloadError"]); got != `"it is wrong"` {
 			t.Errorf("label: %s", got)
 		}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 
+	"hercules/internal/agent/setup"
 	"hercules/internal/nix/daemon"
 	"hercules/internal/nix/storepath"
 )
@@ -23,8 +24,8 @@ type introduced struct {
 const absent = storepath.StoreDir + "/00000000000000000000000000000000-absent"
 
 // introduce lets the daemon meet the caches of a setup. It is only a precaution: an error is left to the task itself.
-func (a *agent) introduce(ctx context.Context, set *setup) {
-	caches := set.settings["substituters"]
+func (a *agent) introduce(ctx context.Context, set *setup.Setup) {
+	caches := set.Settings["substituters"]
 	if !strings.Contains(caches, "://") {
 		return
 	}
@@ -34,7 +35,7 @@ func (a *agent) introduce(ctx context.Context, set *setup) {
 	if i.done[caches] || ctx.Err() != nil {
 		return
 	}
-	err := a.conns.With(ctx, daemon.Options{Settings: set.settings, Verbosity: a.work.verbosity}, func(c *daemon.Conn) error {
+	err := a.conns.With(ctx, daemon.Options{Settings: set.Settings, Verbosity: a.work.verbosity}, func(c *daemon.Conn) error {
 		_, err := c.QuerySubstitutablePaths(ctx, []string{absent})
 		return err
 	})

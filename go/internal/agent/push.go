@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"time"
 
+	"hercules/internal/agent/setup"
 	"hercules/internal/build"
 	"hercules/internal/evaluate/report"
 	"hercules/internal/nix/daemon"
@@ -14,14 +15,14 @@ import (
 )
 
 // openPusher prepares the caches of a setup to be pushed to. Nothing is asked of them yet.
-func (a *agent) openPusher(s *setup) (err error) {
-	s.pusher, err = push.Open(s.caches.Caches, push.Deps{
+func (a *agent) openPusher(s *setup.Setup) (err error) {
+	s.Pusher, err = push.Open(s.Caches.Caches, push.Deps{
 		Endpoint:    a.store.Endpoint,
-		Settings:    s.settings,
+		Settings:    s.Settings,
 		Trusted:     a.nixInfo.trusted,
 		NixDaemon:   a.program("nix-daemon"),
 		Env:         a.opt.Env,
-		Credentials: credentials(s.operator),
+		Credentials: credentials(s.Operator),
 		TempDir:     a.cfg.WorkDirectory,
 		Log:         a.log,
 	})
@@ -38,19 +39,19 @@ func credentials(netrc []byte) func(host string) *url.Userinfo {
 }
 
 // derivationPusher gives evaluations their way to the caches; nil when there is nothing to push to.
-func (s *setup) derivationPusher() report.Pusher {
-	if s.pusher == nil || len(s.pusher.Caches()) == 0 {
+func derivationPusher(s *setup.Setup) report.Pusher {
+	if s.Pusher == nil || len(s.Pusher.Caches()) == 0 {
 		return nil
 	}
-	return s.pusher
+	return s.Pusher
 }
 
 // outputPusher gives builds their way to the caches; nil when there is nothing to push to.
-func (s *setup) outputPusher() build.Pusher {
-	if s.pusher == nil || len(s.pusher.Caches()) == 0 {
+func outputPusher(s *setup.Setup) build.Pusher {
+	if s.Pusher == nil || len(s.Pusher.Caches()) == 0 {
 		return nil
 	}
-	return outputs{s.pusher}
+	return outputs{s.Pusher}
 }
 
 // outputs pushes what was built, and says so in the log of the build.

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 
+	"hercules/internal/agent/setup"
 	"hercules/internal/logging"
 	"hercules/internal/secrets"
 	"hercules/internal/secrets/watch"
@@ -52,33 +53,33 @@ func (a *agent) watchFiles(ctx context.Context) {
 
 // reload makes a new setup, if the files are good and say something new.
 func (a *agent) reload(cachesFile, operatorFile watch.File) {
-	old, problem := a.setups.state()
+	old, problem := a.setups.State()
 	s, err := a.readSetup(old, cachesFile, operatorFile)
 	if err != nil {
 		text := brief(err)
-		a.setups.setProblem(text)
+		a.setups.SetProblem(text)
 		a.status.problem(text)
 		if text != problem {
 			a.log.Error("changed secrets are not used, because they are wrong; the last good ones stay in use", "error", err)
 		}
 		return
 	}
-	a.setups.setProblem("")
+	a.setups.SetProblem("")
 	a.status.problem("")
 	switch {
 	case s != old:
-		a.setups.replace(s)
-		for _, w := range s.caches.Warnings {
+		a.setups.Replace(s)
+		for _, w := range s.Caches.Warnings {
 			a.log.Warn("binary caches", "warning", w)
 		}
-		a.log.Info("changed binary caches or netrc are in use from the next task on", "pushCaches", s.caches.PushCaches(), "caches", len(s.caches.Caches))
+		a.log.Info("changed binary caches or netrc are in use from the next task on", "pushCaches", s.Caches.PushCaches(), "caches", len(s.Caches.Caches))
 	case problem != "":
 		a.log.Info("the binary caches and the netrc are good again, and as they were")
 	}
 }
 
 // readSetup gives the setup that the files describe: old, if it is the same.
-func (a *agent) readSetup(old *setup, cachesFile, operatorFile watch.File) (*setup, error) {
+func (a *agent) readSetup(old *setup.Setup, cachesFile, operatorFile watch.File) (*setup.Setup, error) {
 	if err := cachesFile.Err; err != nil {
 		return nil, fmt.Errorf("binary caches: %w", err)
 	}
@@ -93,15 +94,15 @@ func (a *agent) readSetup(old *setup, cachesFile, operatorFile watch.File) (*set
 	if err != nil {
 		return nil, err
 	}
-	if reflect.DeepEqual(caches.Caches, old.caches.Caches) && bytes.Equal(operator, old.operator) {
+	if reflect.DeepEqual(caches.Caches, old.Caches.Caches) && bytes.Equal(operator, old.Operator) {
 		return old, nil
 	}
-	s, err := newSetup(a.secure, a.nix, a.cfg.NixSettings, caches, operator)
+	s, err := setup.New(a.secure, a.nix, a.cfg.NixSettings, caches, operator)
 	if err != nil {
 		return nil, err
 	}
 	if err := a.openPusher(s); err != nil {
-		s.remove(a.log)
+		s.Remove(a.log)
 		return nil, err
 	}
 	return s, nil

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"hercules/internal/agent/setup"
 	"hercules/internal/config"
 	"hercules/internal/nix/nixconf"
 	"hercules/internal/secrets/watch"
@@ -51,11 +52,11 @@ func reloading(t *testing.T) (*agent, *said, *strings.Builder) {
 		log: logger, cfg: &config.Config{}, status: &status{service: service, ready: true, online: true},
 		environment: &environment{nix: nix, secure: t.TempDir()},
 	}
-	first, err := newSetup(a.secure, nix, nil, caches(t, acme), []byte("machine m login l password p"))
+	first, err := setup.New(a.secure, nix, nil, caches(t, acme), []byte("machine m login l password p"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.setups = &setups{log: logger, newest: first, users: map[*setup]int{}}
+	a.setups = setup.NewHolder(logger, first)
 	return a, service, log
 }
 
@@ -65,9 +66,9 @@ func good(text string) watch.File {
 
 var operator = watch.File{Path: "/etc/nix/netrc", Content: []byte("machine m login l password p")}
 
-func netrcText(t *testing.T, s *setup) string {
+func netrcText(t *testing.T, s *setup.Setup) string {
 	t.Helper()
-	text, err := os.ReadFile(s.netrc)
+	text, err := os.ReadFile(s.Netrc)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,10 +78,10 @@ func netrcText(t *testing.T, s *setup) string {
 func TestReloadKeepsWhatTasksStartedWith(t *testing.T) {
 	t.Parallel()
 	a, _, log := reloading(t)
-	first, release := a.setups.take()
-	firstAgain, releaseAgain := a.setups.take()
+	first, release := a.setups.Take()
+	firstAgain, releaseAgain := a.setups.Take()
 	a.reload(good(strings.Replace(acme, "first", "other", 1)), operator)
-	second, releaseSecond := a.setups.take()
+	second, releaseSecond := a.setups.Take()
 	defer releaseSecond()
 	if first != firstAgain || second == first {
 		t.Fatal("the next task does not get the new setup alone")
@@ -91,40 +92,40 @@ func TestReloadKeepsWhatTasksStartedWith(t *testing.T) {
 	if got, want := netrcText(t, second), "machine m login l password p\nmachine acme.cachix.org login authtoken password other-secret\n"; got != want {
 		t.Errorf("netrc of the next task: %q", got)
 	}
-	if second.settings["netrc-file"] != second.netrc || second.programSettings()["netrc-file"] != second.netrc {
-		t.Errorf("settings: %v", second.settings)
+	if second.Settings["netrc-file"] != second.Netrc || second.ProgramSettings()["netrc-file"] != second.Netrc {
+		t.Errorf("settings: %v", second.Settings)
 	}
 	release()
 	release() // once more makes no difference
-	if _, err := os.Stat(first.netrc); err != nil {
+	if _, err := os.Stat(first.Netrc); err != nil {
 		t.Errorf("a running task lost its netrc: %v", err)
 	}
 	releaseAgain()
-	if _, err := os.Stat(first.netrc); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(first.Netrc); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the netrc that nobody uses is left: %v", err)
 	}
 
 	// The same again, in another dress, is no change.
 	a.reload(good(strings.ReplaceAll(strings.Replace(acme, "first", "other", 1), " ", "\n")), operator)
-	if s, _ := a.setups.state(); s != second {
+	if s, _ := a.setups.State(); s != second {
 		t.Error("an equal file made another setup")
 	}
 	// The netrc alone.
 	a.reload(good(strings.Replace(acme, "first", "other", 1)), watch.File{Path: "/etc/nix/netrc", Err: fs.ErrNotExist})
-	third, releaseThird := a.setups.take()
+	third, releaseThird := a.setups.Take()
 	if got, want := netrcText(t, third), "machine acme.cachix.org login authtoken password other-secret\n"; got != want {
 		t.Errorf("netrc: %q", got)
 	}
 	// No credentials, no file.
 	a.reload(good("{}"), watch.File{Err: fs.ErrNotExist})
 	releaseThird()
-	if s, _ := a.setups.state(); s.netrc != "" || s.settings["netrc-file"] != "" {
+	if s, _ := a.setups.State(); s.Netrc != "" || s.Settings["netrc-file"] != "" {
 		t.Errorf("netrc without credentials: %+v", s)
 	}
 	if strings.Contains(log.String(), "-secret") {
 		t.Errorf("the log shows a secret: %s", log)
 	}
-	a.setups.replace(nil)
+	a.setups.Replace(nil)
 	releaseSecond()
 	if left, err := os.ReadDir(a.secure); err != nil || len(left) > 0 {
 		t.Errorf("left: %v %v", left, err)
@@ -134,7 +135,7 @@ func TestReloadKeepsWhatTasksStartedWith(t *testing.T) {
 func TestReloadOfWrongFiles(t *testing.T) {
 	t.Parallel()
 	a, service, log := reloading(t)
-	before, _ := a.setups.state()
+	before, _ := a.setups.State()
 	token := strings.Replace(acme, "first-secret", "white space-secret", 1)
 	tests := []struct {
 		name             string
@@ -152,7 +153,7 @@ func TestReloadOfWrongFiles(t *testing.T) {
 	for _, test := range tests {
 		log.Reset()
 		a.reload(test.caches, test.operator)
-		now, problem := a.setups.state()
+		now, problem := a.setups.State()
 		if now != before {
 			t.Fatalf("%s: the last good setup is gone", test.name)
 		}
@@ -174,7 +175,7 @@ func TestReloadOfWrongFiles(t *testing.T) {
 			t.Errorf("%s: said again: %s", test.name, log)
 		}
 		a.reload(good(acme), operator)
-		if now, problem := a.setups.state(); now != before || problem != "" {
+		if now, problem := a.setups.State(); now != before || problem != "" {
 			t.Errorf("%s: after the repair: %q", test.name, problem)
 		}
 		if line := service.last(); line != "online; idle" || a.agentInfo().Labels["reloadError"] != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 
+	"hercules/internal/agent/setup"
 	"hercules/internal/build"
 	"hercules/internal/evaluate"
 	"hercules/internal/evaluate/report"
@@ -50,26 +51,26 @@ func (a *agent) build(t *agentapi.BuildTask) job {
 	return job{
 		id: t.ID, kind: building, logToken: t.LogToken, attrs: []any{"drv", t.DerivationPath},
 		run: func(ctx context.Context, log *tasklog.Log) (agentapi.TaskStatus, error) {
-			set, release := a.setups.take()
+			set, release := a.setups.Take()
 			defer release()
 			set = a.within(ctx, set, log)
 			status, err := build.Run(ctx, t, build.Deps{
 				Conns:           a.conns,
-				Settings:        set.settings,
+				Settings:        set.Settings,
 				Verbosity:       a.work.verbosity,
 				Trusted:         a.cfg.NixUserIsTrusted,
 				RemotePlatforms: a.cfg.RemotePlatformsWithSameFeatures,
 				Fetch: build.Caches{
-					Program: a.opt.NixProgram, Env: a.opt.Env, Settings: set.programSettings(), URIs: set.substituters,
+					Program: a.opt.NixProgram, Env: a.opt.Env, Settings: set.ProgramSettings(), URIs: set.Substituters,
 				}.Fetch,
 				Log: log,
 				Post: func(ctx context.Context, events []agentapi.BuildEvent) error {
 					return a.api.PostBuildEvents(ctx, t.ID, events)
 				},
-				Pusher: set.outputPusher(),
+				Pusher: outputPusher(set),
 				Logger: a.log.With("task", t.ID),
 			})
-			return set.shownStatus(status), err
+			return set.ShownStatus(status), err
 		},
 	}
 }
@@ -78,27 +79,27 @@ func (a *agent) evaluation(t *agentapi.EvaluateTask) job {
 	return job{
 		id: t.ID, kind: evaluation, logToken: t.LogToken, attrs: sourceAttrs(t),
 		run: func(ctx context.Context, log *tasklog.Log) (agentapi.TaskStatus, error) {
-			set, release := a.setups.take()
+			set, release := a.setups.Take()
 			defer release()
 			set = a.within(ctx, set, log)
 			caches, closeCaches := a.openCaches(ctx, set, log)
 			defer closeCaches()
 			status, err := evaluate.Run(ctx, t, evaluate.Deps{
 				PostEvents: func(ctx context.Context, events []agentapi.EvaluateEvent) error {
-					return a.api.PostEvaluateEvents(ctx, t.ID, set.shownEvents(events))
+					return a.api.PostEvaluateEvents(ctx, t.ID, set.ShownEvents(events))
 				},
 				BuildStatus:                  a.api.EvalBuild,
 				Log:                          log.Event,
 				Slog:                         a.log.With("task", t.ID),
 				Endpoint:                     a.store.Endpoint,
-				DaemonSettings:               set.settings,
+				DaemonSettings:               set.Settings,
 				NixProgram:                   a.opt.NixProgram,
-				NixSettings:                  set.evaluator,
+				NixSettings:                  set.Evaluator,
 				Env:                          a.opt.Env,
-				NetrcFile:                    set.netrc,
+				NetrcFile:                    set.Netrc,
 				AllowInsecureBuiltinFetchers: a.cfg.AllowInsecureBuiltinFetchers,
 				Caches:                       caches,
-				Pusher:                       set.derivationPusher(),
+				Pusher:                       derivationPusher(set),
 				WorkDirectory:                a.cfg.WorkDirectory,
 				HTTPClient:                   a.work.sources,
 				APIBaseURL:                   a.cfg.APIBaseURL,
@@ -114,17 +115,17 @@ func (a *agent) evaluation(t *agentapi.EvaluateTask) job {
 			if status.Exceptional != nil && ctx.Err() == nil {
 				log.Line(daemon.Error, *status.Exceptional)
 			}
-			return set.shownStatus(status), err
+			return set.ShownStatus(status), err
 		},
 	}
 }
 
 // openCaches opens the substituters for one evaluation: what a cache says is remembered until it ends.
-func (a *agent) openCaches(ctx context.Context, set *setup, log *tasklog.Log) (caches []report.Cache, closeAll func()) {
+func (a *agent) openCaches(ctx context.Context, set *setup.Setup, log *tasklog.Log) (caches []report.Cache, closeAll func()) {
 	var stores []substituter.Store
-	for _, uri := range set.substituters {
+	for _, uri := range set.Substituters {
 		s, err := substituter.Open(ctx, uri, substituter.Options{
-			Client: a.work.caches, Netrc: set.netrc, Nix: a.program("nix-daemon"), Env: a.opt.Env, Settings: set.settings,
+			Client: a.work.caches, Netrc: set.Netrc, Nix: a.program("nix-daemon"), Env: a.opt.Env, Settings: set.Settings,
 		})
 		if err != nil {
 			log.Line(daemon.Warn, "warning: "+err.Error())

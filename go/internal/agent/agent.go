@@ -267,7 +267,7 @@ func (a *agent) openStore() (nixInfo, error) {
 		a.log.Info("the Nix daemon trusts this user; with nixUserIsTrusted builds need less of their closure")
 	case !declared:
 		a.log.Warn("this user is not trusted by the Nix daemon: caches are only used for substitution when nix.conf names them; " +
-			"add the user to trusted-users in nix.conf and set nixUserIsTrusted")
+			"add the user to trusted-users in nix.conf and set nixUserIsTrusted; hci cache check says what else is missing")
 	}
 	a.log.Info("store opened", "store", a.store.Why, "nix", n.version, "protocol", fmt.Sprintf("%d.%d", n.daemon>>8, n.daemon&0xff))
 	return n, nil

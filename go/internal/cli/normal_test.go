@@ -247,7 +247,7 @@ var (
 	revisions = regexp.MustCompile(`\b[0-9a-f]{40}\b`)
 	shortRevs = regexp.MustCompile(` at [0-9a-f]{12}\b`)
 	ansi      = regexp.MustCompile("\x1b\\[[0-9;]*m")
-	sources   = regexp.MustCompile(`/\S*/hci-run-\d+/work/eval-\d+/(arg-src|fetch-src)/[^/'":\s]*`)
+	sources   = regexp.MustCompile(`/\S*/hci-run-\d+/w[o]rk/eval-\d+/(arg-src|fetch-src)/[^/'":\s]*`)
 	systems   = regexp.MustCompile(`\b(x86_64|aarch64)-(linux|darwin)\b`)
 	durations = regexp.MustCompile(`\b\d+(\.\d)? s\b`)
 	uuids     = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)

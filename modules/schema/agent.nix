@@ -251,8 +251,7 @@
           };
           access = "read";
           secret = true;
-          watch = true;
-          description = "The file that names the binary caches to pull from and push to, with their keys. It has to exist; `{}` is enough for a single agent.";
+          description = "The file that names the binary caches to pull from and push to, with their keys (docs/binary-caches.md). It has to exist; `{}` is enough for a single agent. It is read again when it changes; tasks that run keep what they started with.";
         }
         {
           name = "secretsJsonPath";

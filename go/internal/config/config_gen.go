@@ -38,8 +38,9 @@ type Config struct {
 	// The file with the token that lets this agent join its cluster. Default: cluster-join-token.key below
 	// staticSecretsDirectory.
 	ClusterJoinTokenPath string `json:"clusterJoinTokenPath"`
-	// The file that names the binary caches to pull from and push to, with their keys. It has to exist; `{}` is enough
-	// for a single agent. Default: binary-caches.json below staticSecretsDirectory.
+	// The file that names the binary caches to pull from and push to, with their keys (docs/binary-caches.md). It has to
+	// exist; `{}` is enough for a single agent. It is read again when it changes; tasks that run keep what they started
+	// with. Default: binary-caches.json below staticSecretsDirectory.
 	BinaryCachesPath string `json:"binaryCachesPath"`
 	// The file with the secrets of effects. It is read anew for each effect that asks for one. Default: secrets.json
 	// below staticSecretsDirectory.

@@ -16,6 +16,9 @@ func TestNixSubstitutesWhatWasPushed(t *testing.T) {
 		s := testnix.New(t, testnix.WithNix(n))
 		path := s.Build(closure)
 		for _, compression := range []string{"", "xz", "none", "gzip", "zstd&compression-level=12", "xz&parallel-compression=true", "bzip2"} {
+			if n != testnix.Versions(t)[0] && len(compression) > 2 {
+				continue // what differs between versions is what they read
+			}
 			for _, kind := range []string{"file", "http"} {
 				t.Run(kind+"-"+compression, func(t *testing.T) {
 					secret, public := keypair(t, "cache.example-1")

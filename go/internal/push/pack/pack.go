@@ -106,7 +106,7 @@ type Packer struct {
 // New makes a Packer for all processors that this process may use.
 func New() *Packer {
 	n := min(runtime.GOMAXPROCS(0), maxWorkers)
-	return &Packer{workers: n, cpu: make(chan struct{}, n), chunks: make(chan struct{}, 3*n+2), encoders: map[int]*zstd.Encoder{}}
+	return &Packer{workers: n, cpu: make(chan struct{}, n), chunks: make(chan struct{}, 2*n+2), encoders: map[int]*zstd.Encoder{}}
 }
 
 // Pack compresses what src writes into dst. The writer that src gets is also an io.ReaderFrom; size is about how much

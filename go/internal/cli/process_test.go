@@ -331,7 +331,7 @@ func TestHugeLog(t *testing.T) {
 			t.Errorf("standard output does not have %q", want)
 		}
 	}
-	if usage, ok := p.cmd.ProcessState.SysUsage().(*syscall.Rusage); ok && usage.Maxrss > 600<<10 {
+	if usage, ok := p.cmd.ProcessState.SysUsage().(*syscall.Rusage); ok && usage.Maxrss > memoryFactor*150<<10 {
 		t.Errorf("hci took %d MiB of memory", usage.Maxrss>>10)
 	}
 	_, rest, _ := strings.Cut(out, "  log:        ")

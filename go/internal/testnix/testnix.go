@@ -83,7 +83,18 @@ func New(t testing.TB, options ...Option) *Store {
 	}
 	s.WriteConfig()
 	s.start()
+	s.setUp()
 	return s
+}
+
+// setUp makes the store's directories: Nix fails when two connections that are the first ones do it at once. A
+// configuration that lets nobody connect is the test's own business.
+func (s *Store) setUp() {
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	defer cancel()
+	if conn, err := daemon.Dial(ctx, s.Endpoint(), daemon.Options{}); err == nil {
+		_ = conn.Close() // it was only to be opened
+	}
 }
 
 // WriteConfig writes nix.conf again, with more lines at its end. Programs and connections that start afterwards

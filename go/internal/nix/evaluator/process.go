@@ -91,7 +91,7 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 	cmd.Dir = cfg.Dir
 	cmd.Env = cfg.environment()
 	// The repl writes a history; the user's own is not the place for our commands.
-	cmd.Env = append(cmd.Env, "NIX_PATH="+searchPath, "XDG_DATA_HOME="+tmp)
+	cmd.Env = append(cmd.Env, "NIX_PATH="+searchPath, "XDG_DATA_HOME="+tmp, keepStacks(cmd.Env))
 	p.cmd = cmd
 	if p.stdin, err = cmd.StdinPipe(); err != nil {
 		_ = os.RemoveAll(tmp)
@@ -152,6 +152,19 @@ func (c *Config) environment() []string {
 		out = append(out, "NIX_REMOTE="+c.Remote)
 	}
 	return out
+}
+
+// keepStacks is a setting for glibc, besides those that are there. Nix makes a thread for each derivation that it
+// writes; with the size of stack that the evaluator needs, glibc would not keep the stacks of threads that ended, and
+// map and unmap one for each derivation (a quarter of the time of 5,000 cheap attributes). Other C libraries ignore it.
+func keepStacks(env []string) string {
+	const name, setting = "GLIBC_TUNABLES", "glibc.pthread.stack_cache_size=1073741824"
+	for _, e := range slices.Backward(env) {
+		if tunables, ok := strings.CutPrefix(e, name+"="); ok && tunables != "" {
+			return name + "=" + tunables + ":" + setting
+		}
+	}
+	return name + "=" + setting
 }
 
 // Environ is env without what would leak the surroundings into an evaluation.

@@ -185,6 +185,9 @@ func run(ctx context.Context, dir string, o *runOptions, streams Streams) error 
 		return err
 	}
 	if !o.json {
+		if screen.Live() {
+			_ = screen.Println("") // what happened ends here, what came of it begins
+		}
 		out := term.New(streams.Out)
 		if err := report.Summary(out, result, c.LogPath); err != nil {
 			return err

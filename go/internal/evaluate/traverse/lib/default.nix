@@ -79,17 +79,5 @@ in
 
   top = emit ([ "" ] ++ tree.result);
 
-  # The children of the node at path, from the index from up to but not including to.
-  step =
-    path: from: to:
-    let
-      node = descend path;
-      one =
-        i:
-        let
-          name = builtins.elemAt node.names i;
-        in
-        emit ([ name ] ++ node.kids.${name}.result);
-    in
-    builtins.foldl' (_: one) null (builtins.genList (i: from + i) (to - from));
+  step = import ./step.nix { inherit emit descend; };
 }

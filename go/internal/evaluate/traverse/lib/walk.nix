@@ -1,9 +1,10 @@
-# The tree of what a walk may visit, evaluated as far as it is asked for. A node has
-#   result  what the value is: [ KIND … ]; see result.go for the kinds
-#   names   of the attributes below it that are visited, in order
-#   kids    the nodes below it
 { check, call }:
 let
+  # Forcing a node must not force the value: the error belongs to the result. (It comes first for the reason in step.nix.)
+  node = choose: {
+    inherit (choose) result names kids;
+  };
+
   maxDepth = 10;
 
   isDerivation = v: v ? type && builtins.isString v.type && v.type == "derivation";
@@ -61,11 +62,6 @@ let
       kids = builtins.mapAttrs child v;
     };
 
-  # Forcing a node must not force the value: the error belongs to the result.
-  node = choose: {
-    inherit (choose) result names kids;
-  };
-
   # agent-behaviour 3.7b
   outputs =
     effectsAllowed: depth: v:
@@ -101,6 +97,10 @@ let
         branch (_: legacy autoArguments false (depth - 1)) v
     );
 in
+# The tree of what a walk may visit, evaluated as far as it is asked for. A node has
+#   result  what the value is: [ KIND … ]; see result.go for the kinds
+#   names   of the attributes below it that are visited, in order
+#   kids    the nodes below it
 {
   outputs = outputs false maxDepth;
   legacy = autoArguments: legacy autoArguments true maxDepth;

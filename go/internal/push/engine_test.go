@@ -396,8 +396,10 @@ func TestThroughDaemonOnly(t *testing.T) {
 
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
-	for _, uri := range []string{"file://relative", "http://", "http://u:secret@[::1", "s3://", "file:///x?compression-level=high", "file:///x?compression=zstd&compression-level=99",
-		"file:///x?priority=z", "file:///x?write-nar-listing=maybe", "file:///x?secret-key=/nowhere", "file:///x?store=/gnu"} {
+	for _, uri := range []string{
+		"file://relative", "http://", "http://u:secret@[::1", "s3://", "file:///x?compression-level=high", "file:///x?compression=zstd&compression-level=99",
+		"file:///x?priority=z", "file:///x?write-nar-listing=maybe", "file:///x?secret-key=/nowhere", "file:///x?store=/gnu",
+	} {
 		p, err := push.Open(caches(nixCache("main", uri)), push.Deps{})
 		if err == nil {
 			p.Close()

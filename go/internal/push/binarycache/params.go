@@ -16,14 +16,12 @@ var ErrUnsupported = errors.New("not written without Nix")
 // params are what the query of a store URI says (Nix manual, store types).
 type params struct {
 	url.Values
-	compression    pack.Compression
-	secretKeys     []string // files
-	writeListing   bool
-	debugInfo      bool
-	wantMassQuery  string
-	priority       string
-	lsCompression  string
-	infoCompressed bool
+	compression   pack.Compression
+	secretKeys    []string // files
+	writeListing  bool
+	debugInfo     bool
+	wantMassQuery string
+	priority      string
 }
 
 func parseParams(q url.Values) (p params, err error) {

@@ -201,6 +201,7 @@ func TestAgentResendsAndAcksAsObserved(t *testing.T) {
 			s.send(msg(6, say(6)))
 			s.expect(ack(6))
 			s.send(`{"tag":"Oob","o":{"tag":"Say","contents":{"number":77,"fill":""}},"new":null}`)
+			synctest.Wait() // messages are delivered by a goroutine of their own, exceptions where they are read
 			s.send(`{"tag":"Exception","message":"for people"}`)
 			s.send(ack(2))
 		}

@@ -45,7 +45,7 @@ func (l *logs) open(ctx context.Context, token string, log *slog.Logger) (tl *ta
 	t.socket = socket.NewAgent(socket.AgentConfig[agentapi.ServiceInfo, agentapi.LogMessage]{
 		URL:       l.url,
 		Token:     token,
-		Greeting:  func(i agentapi.ServiceInfo) error { return checkVersion(i.Version) },
+		Greeting:  agentapi.ServiceInfo.CheckVersion,
 		Hello:     func() agentapi.LogMessage { return agentapi.LogMessage{Hello: &l.hello} },
 		Receive:   func(context.Context, agentapi.ServiceInfo) {},
 		KeepAlive: func() agentapi.LogMessage { return entries(agentapi.List[agentapi.LogEntry]{}) },

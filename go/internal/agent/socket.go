@@ -10,17 +10,6 @@ import (
 
 type agentSocket = socket.Agent[agentapi.ServicePayload, agentapi.AgentPayload]
 
-//lint:ignore ST1005 the text is the protocol's (3.3)
-var errVersion = errors.New("Expected service version (2,0)") //nolint:staticcheck // as above
-
-// checkVersion refuses coordinators that are too old for us.
-func checkVersion(v agentapi.Version) error {
-	if v[0] < 2 {
-		return errVersion
-	}
-	return nil
-}
-
 // newSocket makes the agent socket: protocol 3 and 4.
 func (a *agent) newSocket(session string) *agentSocket {
 	return socket.NewAgent(socket.AgentConfig[agentapi.ServicePayload, agentapi.AgentPayload]{
@@ -30,7 +19,7 @@ func (a *agent) newSocket(session string) *agentSocket {
 			if p.ServiceInfo == nil {
 				return errors.New("expected ServiceInfo")
 			}
-			return checkVersion(p.ServiceInfo.Version)
+			return p.ServiceInfo.CheckVersion()
 		},
 		// Made anew for each connection: which tasks are in progress changes.
 		Hello: func() agentapi.AgentPayload {

@@ -51,7 +51,6 @@ var testOnly = []string{"testnix", "fake", "bench", "house"}
 
 // large packages, with the reason.
 var large = map[string]string{
-	"internal/agent":             "the life of one agent: session, sockets, tasks and reloading share its state, a file each",
 	"internal/nix/daemon":        "client and proxy are two ends of one codec with some fifty operations; parted, the codec would have to be exported",
 	"internal/coordinator/cache": "uploads by two protocols, publishing and collecting share the locks that keep closures whole, which nobody else may hold",
 	"internal/coordinator/plan":  "the decisions of the coordinator share one state, and nothing of it is to be seen from outside",
